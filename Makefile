@@ -1,0 +1,43 @@
+# `make demo` and `make test` set everything up by themselves. Override with e.g. `make test VENV=$HOME/my-env`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+NOTEBOOKS := $(basename $(notdir $(wildcard nbs/*.ipynb)))
+
+.PHONY: demo test export refresh docs lab clean
+
+demo: $(VENV)/ready
+	@rm -rf runs/demo && mkdir -p runs
+	$(BIN)/papermill nbs/05_attacks.ipynb runs/demo.ipynb -p preset digits -p out runs/demo --log-output --no-progress-bar 2>&1 | grep -A1 --line-buffered -E 'clone [0-9.]+%|Error|error:' || true
+	@$(BIN)/python -c "from meco_nb.experiment import load_records, table; print(table(load_records('runs/demo'), seconds=True))"
+	@echo "The whole story, with pictures: runs/demo.ipynb (open it with: $(BIN)/jupyter lab runs/demo.ipynb)"
+
+test: $(VENV)/ready
+	PATH="$(abspath $(BIN)):$$PATH" MECO_PROGRESS=0 nbdev_test --n_workers 2
+	MECO_PROGRESS=0 $(BIN)/python -m pytest
+
+$(VENV)/ready: settings.ini setup.py
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+# From the notebooks to the package, and notebooks without anything that differs from run to run.
+export: $(VENV)/ready
+	PATH="$(abspath $(BIN)):$$PATH" nbdev_export
+	PATH="$(abspath $(BIN)):$$PATH" nbdev_clean
+
+# Run the notebooks again and keep their outputs: make refresh, or make refresh NOTEBOOKS='01_kd 03_dro'.
+refresh: $(VENV)/ready
+	for name in $(NOTEBOOKS); do (cd nbs && MECO_PROGRESS=0 $(abspath $(BIN))/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=3600 $$name.ipynb) || exit 1; done
+	PATH="$(abspath $(BIN)):$$PATH" nbdev_clean
+
+# The site; needs Quarto (https://quarto.org), which pip cannot install.
+docs: $(VENV)/ready
+	@command -v quarto >/dev/null || { echo "make docs needs Quarto: see https://quarto.org/docs/get-started" >&2; exit 1; }
+	PATH="$(abspath $(BIN)):$$PATH" nbdev_docs
+
+lab: $(VENV)/ready
+	$(BIN)/jupyter lab nbs/index.ipynb
+
+clean:
+	rm -rf runs _proc _docs build dist *.egg-info
