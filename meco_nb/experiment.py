@@ -5,18 +5,21 @@
 # %% auto #0
 __all__ = ['PRESETS', 'CONTROLS', 'COLUMNS', 'Settings', 'whole_number', 'check_keys', 'keywords', 'auto_preset', 'resolve',
            'notebook_settings', 'fingerprint', 'trained', 'save_module', 'prepare', 'Record', 'made_by',
-           'weights_digest', 'run_name', 'utility', 'interrupt_later', 'Checkpoint', 'spend', 'run', 'check_resume',
-           'keep', 'describe', 'plan', 'compare', 'table', 'load_records']
+           'weights_digest', 'run_name', 'utility', 'interrupt_later', 'Checkpoint', 'spend', 'one_thread', 'run',
+           'check_resume', 'keep', 'describe', 'plan', 'main', 'start', 'ended', 'run_all', 'close_log', 'table',
+           'load_records']
 
-# %% ../nbs/05_attacks.ipynb #5e64fc30
+# %% ../nbs/05_attacks.ipynb #d129686c
 import contextlib
 import difflib
 import hashlib
 import inspect
 import json
+import os
 import platform
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -32,12 +35,12 @@ from .models import MODELS, build_model, check_name
 from .oracle import Oracle, Randomness
 from .training import Progress, evaluate, fit, load_state, save_json, save_state, train, write_atomic
 
-# %% ../nbs/05_attacks.ipynb #ce54d9ec
+# %% ../nbs/05_attacks.ipynb #56a0ea5b
 PRESETS = dict(
     digits=dict(
         dataset='digits', victim='lenet5', clone='lenet5', budget=100_000, batch_size=64,
-        victim_settings=dict(lr=5e-3, epochs=40), clone_settings=dict(batch_norm=True), attack_settings=dict(width=16),
-        defense_settings=dict(meco=dict(width=16, strength=.2, epochs=15, lr=2e-3))),
+        victim_settings=dict(lr=5e-3, epochs=40), clone_settings=dict(batch_norm=True), attack_settings=dict(width=8),
+        defense_settings=dict(meco=dict(width=8, strength=.2, epochs=10, lr=2e-3))),
     fashion_mnist16=dict(
         dataset='fashion_mnist16', victim='lenet5', clone='lenet5', budget=250_000, batch_size=64,
         victim_settings=dict(lr=2e-3, epochs=10, batch_size=128), clone_settings=dict(batch_norm=True), attack_settings=dict(width=16),
@@ -228,12 +231,12 @@ def utility(
 @contextlib.contextmanager
 def interrupt_later():
     "Within it, Ctrl-C is only noted: yields a function that tells. Outside the main thread nothing is changed."
-    noted = []
+    noted, parent = [], os.getppid()
     try: before = signal.signal(signal.SIGINT, lambda *_: noted.append(True))
     except ValueError:
         yield lambda: False
         return
-    try: yield lambda: bool(noted)
+    try: yield lambda: bool(noted) or ('MECO_WORKER' in os.environ and os.getppid() != parent)
     finally: signal.signal(signal.SIGINT, before)
 
 # %% ../nbs/05_attacks.ipynb #5f1d2f1c
@@ -279,6 +282,15 @@ def spend(
             progress.update(used)
         checkpoint.seconds += time.monotonic() - started
 
+# %% ../nbs/05_attacks.ipynb #4786a98a
+@contextlib.contextmanager
+def one_thread():
+    "torch computes with one thread within it."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try: yield
+    finally: torch.set_num_threads(before)
+
 # %% ../nbs/05_attacks.ipynb #1ff286aa
 def run(
     models=None,  # dict that keeps trained models between runs; pass the same one to train only once
@@ -289,7 +301,10 @@ def run(
     stored = Path(s.out) / f'{run_name(s)}.json' if s.out else None
     if stored and stored.exists() and check_resume(s, stored): return Record(**json.loads(stored.read_text()))
     if stored: check_resume(s, stored.with_suffix('.checkpoint'))
-    data, victim, defense = prepare(s, models)
+    with one_thread(): return _attack(s, stored, *prepare(s, models))
+
+def _attack(s, stored, data, victim, defense):
+    "The experiment proper, on trained models."
     if s.control == 'perturbation_off': defense = Undefended(defense.victim)
     if hasattr(defense, 'randomness'): defense.randomness = Randomness(s.seed)
     measured = utility(defense, victim, data)
@@ -339,22 +354,61 @@ def plan(
     own = lambda name: s.defense_settings if name == s.defense else {}
     runs = [resolve(**given, defense=name, defense_settings=own(name)) for name in names]
     if len(names) == 2 and hasattr(DEFENSES[s.defense], 'fit'): runs.append(replace(s, control='perturbation_off'))
-    if hasattr(ATTACKS[s.attack], 'untrained'): runs += [replace(r, control='untrained_generator') for r in runs[:len(names)]]
+    if hasattr(ATTACKS[s.attack], 'untrained'): runs.append(replace(runs[0], control='untrained_generator'))
     return runs
 
-def compare(
-    s,              # Settings
-    report=None,    # called with each Record as it comes
-):                  # -> list of Records
-    "Run the whole plan with the same seeds and budget."
-    runs, models, records = plan(s), {}, []
+# %% ../nbs/05_attacks.ipynb #e78b5c3b
+def main():
+    "One run in a process of its own: its settings are the first argument, as JSON."
+    run(**json.loads(sys.argv[1]))
+
+def start(s, log):
+    "Start `main` in a new process; what it says goes to the file `log`."
+    command = [sys.executable, '-c', 'from meco_nb.experiment import main; main()', json.dumps(asdict(s))]
+    return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, 'MECO_WORKER': '1', 'MECO_PROGRESS': '0'})
+
+@contextlib.contextmanager
+def ended(processes):
+    "However this block is left, no process goes on."
+    try: yield
+    finally:
+        for p in processes: p.send_signal(signal.SIGINT)
+        for p in processes: p.wait()
+
+# %% ../nbs/05_attacks.ipynb #89e6cc18
+def run_all(
+    runs,          # list of Settings with the same `out`
+    workers=None,  # processes at a time; default: one a core, and one alone on a GPU
+    report=None,   # called with each Record as it comes
+):                 # -> list of Records, in the order of `runs`
+    "Many runs, side by side."
     for r in runs:
-        for suffix in ('.json', '.checkpoint'):
-            if r.out: check_resume(r, Path(r.out) / f'{run_name(r)}{suffix}')
-    for r in runs:
-        records.append(run(models, **asdict(r)))
-        if report: report(records[-1])
-    return records
+        for suffix in ('.json', '.checkpoint'): check_resume(r, Path(r.out) / f'{run_name(r)}{suffix}')
+    models, active = {}, {}
+    with one_thread():
+        for r in runs: prepare(r, models)
+    waiting, workers = list(runs), workers or (1 if torch.cuda.is_available() else os.cpu_count())
+    with ended(active), Progress(len(runs), 'runs') as progress:
+        while waiting or active:
+            while waiting and len(active) < workers:
+                r = waiting.pop(0)
+                log = Path(r.out, f'{run_name(r)}.log').open('wb')
+                active[start(r, log)] = r, log
+            for process in [p for p in active if p.poll() is not None]:
+                r, log = active.pop(process)
+                said = close_log(log)
+                if process.returncode: raise RuntimeError(f'{run_name(r)} failed:\n{said}')
+                if report: report(run(**asdict(replace(r, resume=True))))
+            progress.update(len(runs) - len(waiting) - len(active))
+            time.sleep(.05)
+    return [run(**asdict(replace(r, resume=True))) for r in runs]
+
+def close_log(log):
+    "What a process said, and no file of it any more."
+    log.close()
+    said = Path(log.name).read_text()
+    Path(log.name).unlink()
+    return said
 
 # %% ../nbs/05_attacks.ipynb #faec144a
 COLUMNS = {

@@ -1,0 +1,21 @@
+"What the tests share."
+import os
+
+os.environ['MECO_PROGRESS'] = '0'  # also for the processes that tests start
+
+import pytest
+import torch
+
+from meco_nb.data import load_data
+from meco_nb.models import build_model
+from meco_nb.training import fit
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope='session')
+def digits(): return load_data('digits')
+
+
+@pytest.fixture(scope='session')
+def victim(digits): return fit(build_model('lenet5', digits, seed=0), digits, epochs=3)

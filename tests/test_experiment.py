@@ -1,0 +1,81 @@
+"An experiment survives whatever happens to it."
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from meco_nb.experiment import load_records, resolve, run, run_name
+
+SHORT = dict(preset='digits', defense='meco', budget=40_000, victim_settings=dict(epochs=2), defense_settings=dict(epochs=1))
+
+
+def start(settings):
+    return subprocess.Popen([sys.executable, '-c', 'from meco_nb.experiment import main; main()', json.dumps(settings)], stderr=subprocess.PIPE)
+
+
+def wait_for(path, process):
+    "Until the file is there; fails where the process ends before."
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(.02)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory): return run(**SHORT, out=str(tmp_path_factory.mktemp('whole')))
+
+
+@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_run_ends_as_the_whole_one(tmp_path, whole, how):
+    settings = dict(SHORT, out=str(tmp_path))
+    checkpoint = tmp_path / f'{run_name(resolve(**settings))}.checkpoint'
+    process = start(settings)
+    wait_for(checkpoint, process)
+    process.send_signal(how)
+    process.wait()
+    assert process.returncode != 0 and not list(tmp_path.glob('*.json'))
+    with pytest.raises(FileExistsError, match='resume=True'): run(**settings)
+    record = run(**settings, resume=True)
+    assert record.weights == whole.weights and record.ledger == whole.ledger and record.curve == whole.curve
+    assert not checkpoint.exists() and load_records(tmp_path) == [record]
+
+
+def test_a_failed_process_says_why(tmp_path):
+    process = start(dict(SHORT, out=str(tmp_path), attack='dmfe'))
+    process.wait()
+    assert process.returncode != 0 and "unknown attack 'dmfe'; known: dfme" in process.stderr.read().decode()
+
+
+def test_hard_labels_and_controls_run():
+    for control in ('none', 'perturbation_off', 'untrained_generator'):
+        record = run(**{**SHORT, 'budget': 700}, labels='hard', control=control)
+        assert sum(record.ledger.values()) == 700 and record.curve[-1]['queries'] == 700
+        assert (record.utility['l1_own'] == 0) == (control == 'perturbation_off')
+        assert ('generator' in record.ledger) == (control != 'untrained_generator')
+
+
+def test_records_say_what_made_them(whole):
+    assert set(whole.made_by) == {'commit', 'meco_nb', 'torch', 'python', 'device'}
+    assert whole.settings['budget'] == 40_000 and len(whole.curve) == 20 and whole.seconds > 0
+
+
+def test_a_worker_ends_with_its_parent(tmp_path):
+    settings = dict(SHORT, budget=10_000_000, out=str(tmp_path))
+    code = ("import json, subprocess, sys, time\n"
+            "p = subprocess.Popen([sys.executable, '-c', 'from meco_nb.experiment import main; main()', sys.argv[1]])\n"
+            "print(p.pid, flush=True)\ntime.sleep(600)")
+    parent = subprocess.Popen([sys.executable, '-c', code, json.dumps(settings)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                              env={**os.environ, 'MECO_WORKER': '1'})
+    worker = int(parent.stdout.readline())
+    while not (list(tmp_path.glob('models/victim*.json'))): time.sleep(.05)
+    time.sleep(5)
+    parent.kill()
+    for _ in range(600):
+        try: os.kill(worker, 0)
+        except ProcessLookupError: break
+        time.sleep(.05)
+    else: pytest.fail('the worker went on without its parent')
+    assert list(tmp_path.glob('*.checkpoint'))
