@@ -10,7 +10,7 @@ import pytest
 
 from meco_nb.experiment import load_records, resolve, run, run_name
 
-SHORT = dict(preset='digits', defense='meco', budget=40_000, victim_settings=dict(epochs=2), defense_settings=dict(epochs=1))
+SHORT = dict(preset='digits', defense='meco', budget=15_000, victim_settings=dict(epochs=2), defense_settings=dict(epochs=1))
 
 
 def start(settings):
@@ -59,7 +59,7 @@ def test_hard_labels_and_controls_run():
 
 def test_records_say_what_made_them(whole):
     assert set(whole.made_by) == {'commit', 'meco_nb', 'torch', 'python', 'device'}
-    assert whole.settings['budget'] == 40_000 and len(whole.curve) == 20 and whole.seconds > 0
+    assert whole.settings['budget'] == 15_000 and len(whole.curve) == 20 and whole.seconds > 0
 
 
 def test_a_worker_ends_with_its_parent(tmp_path):
