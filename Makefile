@@ -1,4 +1,6 @@
 # `make demo` and `make test` set everything up by themselves. Override with e.g. `make test VENV=$HOME/my-env`.
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +10,7 @@ NOTEBOOKS := $(basename $(notdir $(wildcard nbs/*.ipynb)))
 
 demo: $(VENV)/ready
 	@rm -rf runs/demo && mkdir -p runs
-	$(BIN)/papermill nbs/05_attacks.ipynb runs/demo.ipynb -p preset digits -p out runs/demo --log-output --no-progress-bar 2>&1 | grep -A1 --line-buffered -E 'clone [0-9.]+%|Error|error:' || true
+	$(BIN)/papermill nbs/05_attacks.ipynb runs/demo.ipynb -p preset digits -p out runs/demo --log-output --no-progress-bar 2>&1 | awk '/clone [0-9.]+%$$|Error/ { print; fflush() }'
 	@$(BIN)/python -c "from meco_nb.experiment import load_records, table; print(table(load_records('runs/demo'), seconds=True))"
 	@echo "The whole story, with pictures: runs/demo.ipynb (open it with: $(BIN)/jupyter lab runs/demo.ipynb)"
 
