@@ -38,6 +38,8 @@ ROWS = {
     'meco_released': dict(defense='meco_released'),
     "generator's queries only": dict(where='generator'),
     "clone's queries only": dict(where='clone'),
+    'undefended, a quarter of the budget': dict(defense='undefended', budget='quarter'),
+    'meco, a quarter of the budget': dict(budget='quarter'),
 }
 
 # %% ../nbs/06_ablations.ipynb #20100a48
@@ -49,6 +51,7 @@ def row_settings(
     change, training = ROWS[name], base.pop('training', None)
     size = resolve(preset=base['preset']).defense_settings['strength']
     if isinstance(change, str): change = _own(strength=size * dict(half=.5, twice=2.)[change])
+    if 'budget' in change: change = change | dict(budget=resolve(**base).budget // 4)
     epochs = {} if training is None else dict(epochs=training)
     own = {} if change.get('defense') == 'undefended' else change.get('defense_settings', {}) | epochs
     return resolve(**{**base, **change, 'defense_settings': own, 'victim_settings': epochs})

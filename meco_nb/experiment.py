@@ -397,7 +397,7 @@ def ended(processes):
 # %% ../nbs/05_attacks.ipynb #89e6cc18
 def run_all(
     runs,          # list of Settings with the same `out`
-    workers=None,  # processes at a time; default: one a core, and one alone on a GPU
+    workers=None,  # processes at a time; default: one a core, and one alone on a GPU; 0: one after the other in this process
     report=None,   # called with each Record as it comes
 ):                 # -> list of Records, in the order of `runs`
     "Many runs, side by side."
@@ -406,6 +406,7 @@ def run_all(
     models, active = {}, {}
     with one_thread():
         for r in runs: prepare(r, models)
+    if workers == 0: return [run(models, **asdict(r)) for r in runs]
     waiting, workers = list(runs), workers or (1 if torch.cuda.is_available() else os.cpu_count())
     with ended(active), Progress(len(runs), 'runs') as progress:
         while waiting or active:
