@@ -25,6 +25,7 @@ ROWS = {
     'meco, perturbation off': dict(control='perturbation_off'),
     'h frozen': _own(kind='frozen'),
     'h white noise': _own(kind='gaussian'),
+    'h odd in its noise': _own(kind='odd'),
     'h half the size': 'half',
     'h twice the size': 'twice',
     'DRO off': _own(steps=0),

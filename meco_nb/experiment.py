@@ -36,7 +36,7 @@ from .models import MODELS, build_model, check_name
 from .oracle import Oracle, Randomness
 from .training import Progress, evaluate, fit, load_state, load_weights, save_json, save_state, save_weights, train, write_atomic
 
-# %% ../nbs/05_attacks.ipynb #5e9d921d
+# %% ../nbs/05_attacks.ipynb #7cd79786
 PRESETS = dict(
     digits=dict(
         dataset='digits', victim='lenet5', clone='lenet5', budget=100_000, batch_size=64,
@@ -44,8 +44,9 @@ PRESETS = dict(
         defense_settings=dict(meco=dict(width=8, strength=.2, epochs=10, lr=2e-3), meco_literal=dict(width=8, epochs=10, lr=2e-3), meco_released=dict(epochs=10, lr=2e-3))),
     fashion_mnist16=dict(
         dataset='fashion_mnist16', victim='lenet5', clone='lenet5', budget=250_000, batch_size=64,
-        victim_settings=dict(lr=2e-3, epochs=10, batch_size=128), clone_settings=dict(batch_norm=True), attack_settings=dict(width=16),
-        defense_settings=dict(meco=dict(width=8, strength=.1, epochs=3, lr=1e-3), meco_literal=dict(width=8, epochs=3, lr=1e-3), meco_released=dict(epochs=3, lr=1e-3))),
+        victim_settings=dict(lr=2e-3, epochs=8, batch_size=128), clone_settings=dict(batch_norm=True), attack_settings=dict(width=16),
+        defense_settings=dict(meco=dict(width=8, strength=.1, clean=1., epochs=3, lr=1e-3, batch_size=128),
+                              meco_literal=dict(width=8, epochs=3, lr=1e-3, batch_size=128), meco_released=dict(epochs=3, lr=1e-3, batch_size=128))),
     paper=dict(
         dataset='cifar10', victim='resnet34_8x', clone='resnet18_8x', budget=20_000_000, batch_size=256,
         victim_settings=dict(optimizer='sgd', lr=.1, weight_decay=5e-4, epochs=100, batch_size=128, augmented=True),

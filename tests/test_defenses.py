@@ -30,7 +30,7 @@ def test_answers_are_probabilities_and_independent_of_the_batch(defense, seed, c
 
 
 @settings(deadline=None, max_examples=25)
-@given(seed=st.integers(0, 10_000), kind=st.sampled_from(['learned', 'frozen', 'gaussian', 'filters']), strength=st.floats(.01, 1))
+@given(seed=st.integers(0, 10_000), kind=st.sampled_from(['learned', 'odd', 'frozen', 'gaussian', 'filters']), strength=st.floats(.01, 1))
 def test_a_perturbation_has_the_size_that_it_was_given(victim, seed, kind, strength):
     images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
     meco = MeCo(victim, width=8, strength=strength, kind=kind, seeding=seed)
@@ -39,7 +39,7 @@ def test_a_perturbation_has_the_size_that_it_was_given(victim, seed, kind, stren
 
 
 def test_only_a_learned_perturbation_learns(digits, victim):
-    for kind, changes in dict(learned=True, frozen=False).items():
+    for kind, changes in dict(learned=True, odd=True, frozen=False).items():
         meco = MeCo(victim, width=8, kind=kind)
         before = torch.cat([p.flatten() for p in meco.h.parameters()])
         meco.fit(digits, epochs=1)
