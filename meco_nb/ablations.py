@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['ROWS', 'row_settings', 'study', 'project_path', 'read_study', 'spread', 'summary']
 
-# %% ../nbs/06_ablations.ipynb #8c69a224
+# %% ../nbs/06_ablations.ipynb #caefaf9b
 import statistics
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import meco_nb
-from .experiment import Record, load_records, resolve, run_all, run_name
-from .experiment import whole_number
+from .experiment import load_records, run_name
+from .grid import run_all
+from .settings import resolve, whole_number
 
 # %% ../nbs/06_ablations.ipynb #50f698a7
 def _own(**settings): return dict(defense_settings=settings)

@@ -8,13 +8,14 @@ import time
 
 import pytest
 
-from meco_nb.experiment import load_records, resolve, run, run_name
+from meco_nb.experiment import load_records, run, run_name
+from meco_nb.settings import resolve
 
 SHORT = dict(preset='digits', defense='meco', budget=15_000, victim_settings=dict(epochs=2), defense_settings=dict(epochs=1))
 
 
 def start(settings):
-    return subprocess.Popen([sys.executable, '-c', 'from meco_nb.experiment import main; main()', json.dumps(settings)], stderr=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, '-c', 'from meco_nb.grid import main; main()', json.dumps(settings)], stderr=subprocess.PIPE)
 
 
 def wait_for(path, process):
@@ -65,7 +66,7 @@ def test_records_say_what_made_them(whole):
 def test_a_worker_ends_with_its_parent(tmp_path):
     settings = dict(SHORT, budget=10_000_000, out=str(tmp_path))
     code = ("import json, subprocess, sys, time\n"
-            "p = subprocess.Popen([sys.executable, '-c', 'from meco_nb.experiment import main; main()', sys.argv[1]])\n"
+            "p = subprocess.Popen([sys.executable, '-c', 'from meco_nb.grid import main; main()', sys.argv[1]])\n"
             "print(p.pid, flush=True)\ntime.sleep(600)")
     parent = subprocess.Popen([sys.executable, '-c', code, json.dumps(settings)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                               env={**os.environ, 'MECO_WORKER': '1'})

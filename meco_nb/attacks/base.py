@@ -24,8 +24,8 @@ class Attack:
         self.random = torch.Generator().manual_seed(seed)
         self.parts = dict(clone=clone)  # whatever has a state_dict that a step changes
 
-    def cost(self): "Queries of one full step, by purpose: dict."; raise NotImplementedError
-    def step(self, oracle): "Spend at most `oracle.remaining` queries; losses of this step: dict."; raise NotImplementedError
+    # A subclass has cost(): queries of one full step by purpose, a dict;
+    # and step(oracle): spend at most oracle.remaining queries and return the losses of this step, a dict.
 
     def run(self, oracle):
         "Attack until the budget is spent, yielding (queries used, losses) after every step."
