@@ -234,7 +234,8 @@ def _attack(s, stored, data, victim, defense):
     checkpoint = Checkpoint(stored and stored.with_suffix('.checkpoint'), attack, oracle)
     checkpoint.load()
     spend(attack, oracle, measure, checkpoint, describe(s))
-    record = Record(run_name(s), asdict(s), measured, evaluate(clone, data.test, victim), checkpoint.curve, oracle.ledger,
+    decided = {k: v for k, v in asdict(s).items() if k not in ('out', 'resume')}  # a path of this machine decides nothing
+    record = Record(run_name(s), decided, measured, evaluate(clone, data.test, victim), checkpoint.curve, oracle.ledger,
                     round(checkpoint.seconds, 2), weights_digest(clone), made_by())
     if stored: keep(stored, record, attack, checkpoint)
     return record
