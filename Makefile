@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NOTEBOOKS := $(basename $(notdir $(wildcard nbs/*.ipynb)))
 
-.PHONY: demo test export refresh docs lab clean
+.PHONY: demo test export refresh docs docs-check lab clean
 
 demo: $(VENV)/ready
 	@rm -rf runs/demo && mkdir -p runs
@@ -37,6 +37,10 @@ refresh: $(VENV)/ready
 docs: $(VENV)/ready
 	@command -v quarto >/dev/null || { echo "make docs needs Quarto: see https://quarto.org/docs/get-started" >&2; exit 1; }
 	PATH="$(abspath $(BIN)):$$PATH" nbdev_docs
+
+# The same pages offline, with smalldocs: links, titles, formulas, the sidebar. Part of make test.
+docs-check: $(VENV)/ready
+	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_notebooks.py -k 'not papermill and not package'
 
 lab: $(VENV)/ready
 	$(BIN)/jupyter lab nbs/index.ipynb

@@ -6,9 +6,10 @@ from hypothesis import given, settings, strategies as st
 from meco_nb.ablations import ROWS, row_settings
 from meco_nb.defenses import DEFENSES, MeCo
 from meco_nb.defenses.meco import RandomFilters, rms
-from meco_nb.experiment import SplitOracle, run_name
+from meco_nb.experiment import run_name
 from meco_nb.models import build_model
 from meco_nb.settings import resolve
+from meco_nb.theft import SplitOracle
 
 NAMES = [name for name in DEFENSES if name.startswith('meco')]
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from meco_nb.attacks import ATTACKS
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / 'nbs').glob('*.ipynb'))
 BIN = Path(sys.executable).parent
@@ -32,8 +34,8 @@ def test_the_package_is_what_the_notebooks_export(tmp_path):
     for name in ('settings.ini', 'nbs', 'README.md', '_quarto.yml'):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
-    for name in ('attacks', 'defenses'):  # written by hand: they hand names on
-        (tmp_path / 'meco_nb' / name).mkdir(parents=True)
+    for name in ('.', 'attacks', 'defenses'):  # written by hand: they hand names on
+        (tmp_path / 'meco_nb' / name).mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / 'meco_nb' / name / '__init__.py', tmp_path / 'meco_nb' / name)
     subprocess.run([BIN / 'nbdev_export'], cwd=tmp_path, check=True, capture_output=True)
     assert not list(differences(filecmp.dircmp(ROOT / 'meco_nb', tmp_path / 'meco_nb', ignore=['__pycache__'])))
@@ -66,6 +68,14 @@ def test_papermill_runs_the_experiment(tmp_path):
     records = [json.loads(path.read_text()) for path in (tmp_path / 'out').glob('*.json')]
     assert len(records) == 4 and all(sum(r['ledger'].values()) == 1000 == r['settings']['budget'] for r in records)
     assert not list((tmp_path / 'out').glob('.*')) and not list((tmp_path / 'out').glob('*.checkpoint'))
+
+
+@pytest.mark.parametrize('attack', [name for name in ATTACKS if name != 'dfme'])
+def test_papermill_runs_every_attack(tmp_path, attack):
+    few = dict(dfms_hl='{gan_steps: 3, fit_epochs: 1, width: 8}', knockoff='{epochs: 1}', jbda='{epochs: 1}', maze='{width: 8}')[attack]
+    said = papermill(tmp_path / 'o.ipynb', '-p', 'budget', '300', '-p', 'preset', 'digits', '-p', 'attack', attack, '-p', 'defense', 'undefended',
+                     '-y', f'{{victim_settings: {{epochs: 1}}, attack_settings: {few}}}')
+    assert said.returncode == 0, said.stderr[-2000:]
 
 
 @pytest.mark.parametrize('words, message', [(['-p', 'defense', 'mecco'], "unknown defense 'mecco'; known: undefended, meco"),

@@ -26,7 +26,7 @@ def test_attackers_import_nothing_of_the_defenders():
 
 
 def test_registries_hold_what_they_say():
-    assert {'undefended', 'meco'} <= set(DEFENSES) and {'dfme'} <= set(ATTACKS)
+    assert {'undefended', 'meco'} <= set(DEFENSES) and {'dfme', 'maze', 'dfms_hl', 'knockoff', 'jbda'} == set(ATTACKS)
 
 
 @pytest.mark.skipif(not DEBIAN.exists(), reason="Fashion-MNIST is not here: apt-get install dataset-fashion-mnist")
@@ -41,7 +41,7 @@ def test_fashion_mnist_from_debian(tmp_path):
 
 def test_the_python_of_the_readme_runs():
     blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)
-    code = '\n'.join(blocks).replace('20_000', '2_000').replace('epochs=10', 'epochs=1').replace('data), data)', 'data), data, epochs=1)')
+    code = '\n'.join(blocks).replace('20_000', '2_000').replace('epochs=10', 'epochs=1').replace('data), data)', 'data), data, epochs=1)').replace('quick=True', 'quick=True, budget=300, rows=["Knockoff, shapes"]')
     said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
-    assert "'generator': " in said.stdout and 'l1' in said.stdout
+    assert "'generator': " in said.stdout and 'l1' in said.stdout and 'strongest attack in all: Knockoff, shapes' in said.stdout
