@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['mean_l1', 'match_l1', 'onto_simplex', 'Sized', 'GaussianOutput', 'GaussianInput', 'UInt8Input']
 
-# %% ../../nbs/04a1_controls.ipynb #380d5d00
+# %% ../../nbs/04a1_controls.ipynb #04211c58
 import copy
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 
 from ..data import batches
 from .outputs import OutputDefense, level, toward
+from ..images import distorted
 from ..oracle import Randomness, Undefended
 from ..training import train
 
@@ -22,6 +23,7 @@ from ..training import train
 def mean_l1(
     defense,    # images -> probabilities, with `victim`
     data,       # Data; only its training set is used
+    unseen=True,# distort the images a little, so that they are like new ones
     count=2000, # images to average over
     seed=0,     # of the images and of the defense's noise
 ):              # float
@@ -29,7 +31,9 @@ def mean_l1(
     before = getattr(defense, 'randomness', None)
     if before: defense.randomness = Randomness(seed)
     try:
-        images, _ = next(batches(data.train, count, torch.Generator().manual_seed(seed)))
+        random = torch.Generator().manual_seed(seed)
+        images, _ = next(batches(data.train, count, random))
+        if unseen: images = distorted(images, random, turn=.1, scale=.04, shift=.03, light=.06)
         device, plain = next(defense.victim.parameters()).device, Undefended(defense.victim)
         parts = [(defense(part) - plain(part)).abs().sum(-1) for part in images.to(device).split(512)]
     finally:
@@ -41,19 +45,18 @@ def match_l1(
     control,    # a defense with a buffer `size`, which is set
     data,       # Data; only its training set is used
     l1,         # mean distance wanted
-    count=2000, # images to average over
     seed=0,
 ):              # -> the control
-    "Choose the size of a control's noise so that its mean l1 distance on training images is `l1`."
+    "Choose the size of a control's noise so that its `mean_l1` is `l1`."
     if not 0 < l1 < 2: raise ValueError(f"a mean l1 distance lies between 0 and 2, got {l1!r}")
     def at(size):
         control.size.fill_(size)
-        return mean_l1(control, data, count, seed)
+        return mean_l1(control, data, seed=seed)
     low, high = 0., 1e-3
     while at(high) < l1:
         low, high = high, 2 * high
         if high > 100: raise ValueError(f"no size of {type(control).__name__} gives a mean l1 distance of {l1}; the largest tried gives {at(high):.3f}")
-    for _ in range(20):
+    for _ in range(14):
         middle = (low + high) / 2
         low, high = (middle, high) if at(middle) < l1 else (low, middle)
     return control
