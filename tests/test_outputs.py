@@ -19,7 +19,7 @@ from meco_nb.settings import resolve
 from meco_nb.training import evaluate
 
 KEEPING = dict(randp={}, p_poison={}, grad={}, modelguard_w={}, modelguard_s={}, top1={}, gaussian_output={})
-BOUNDED = KEEPING | {'randp, any': dict(keep_argmax=False), 'p_poison, extreme': dict(variant='extreme'), 'grad, any': dict(keep_argmax=False),
+BOUNDED = KEEPING | {'randp, any': dict(keep_argmax=False), 'p_poison, extreme': dict(variant='extreme'), 'p_poison, target': dict(judge='target'), 'grad, any': dict(keep_argmax=False),
                      'grad, min_ip': dict(goal='min_ip')}
 OTHER = dict(rounding={}, reverse_sigmoid={}, gaussian_input={}, uint8_input={}, **{'gaussian_output, any': dict(keep_argmax=False)})
 

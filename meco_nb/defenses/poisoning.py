@@ -58,36 +58,42 @@ class Poison(nn.Module):
         return self.eval()
 
 # %% ../../nbs/04a2_gradient_poisoning.ipynb #692983a8
-def _score(pi, v, sum_v, sum_pi, size):
-    "The cosine between pi - t and v, times |v|, for the uniform answers t on sets with these sums and sizes."
-    dot = (pi * v).sum(-1, keepdim=True) - sum_v / size
-    square = pi.square().sum(-1, keepdim=True) - 2 * sum_pi / size + 1 / size
-    return dot / square.clamp_min(1e-24).sqrt()
+def _score(pi, v, sum_v, sum_pi, short, size, budget):
+    """The cosine between pi - a and v, times |v|, for the answers a on the way to uniform answers t on sets.
+
+    Of each set: the sums of v and pi, the sum of max(1 / size - p, 0), its size."""
+    s = (budget / (2 * short).clamp_min(1e-12)).clamp(max=1)
+    v_square, dot = v.square().sum(-1, keepdim=True), (pi * v).sum(-1, keepdim=True) - sum_v / size
+    u_square = pi.square().sum(-1, keepdim=True) - 2 * sum_pi / size + 1 / size
+    square = (1 - s)**2 * v_square + 2 * s * (1 - s) * dot + s**2 * u_square
+    return ((1 - s) * v_square + s * dot) / square.clamp_min(1e-24).sqrt()
 
 # %% ../../nbs/04a2_gradient_poisoning.ipynb #48ec7162
-def _all_sets(pi, v, top):
+def _all_sets(pi, p, top, budget):
     "The best set (N, K) of those that contain the top class (N, 1), as 0 and 1; for small K."
     K = pi.shape[-1]
-    order = F.one_hot(top[:, 0], K).argsort(dim=-1, descending=True, stable=True)                # the top class first
+    order = F.one_hot(top[:, 0], K).argsort(dim=-1, descending=True, stable=True)             # the top class first
     rest = torch.arange(2**(K - 1), device=pi.device)[:, None] >> torch.arange(K - 1, device=pi.device) & 1
     sets = F.pad(rest, (1, 0), value=1).to(pi.dtype)                                          # (2^(K-1), K)
-    score = _score(pi, v, v.gather(-1, order) @ sets.T, pi.gather(-1, order) @ sets.T, sets.sum(-1))
+    pi, p, size = pi.gather(-1, order), p.gather(-1, order), sets.sum(-1)
+    short = pi.new_empty(len(pi), len(sets))
+    for n in range(1, K + 1): short[:, size == n] = (1 / n - p).clamp(min=0) @ sets[size == n].T
+    score = _score(pi, pi - p, (pi - p) @ sets.T, pi @ sets.T, short, size, budget)
     return torch.zeros_like(pi).scatter(-1, order, sets[score.argmin(-1)])
 
 # %% ../../nbs/04a2_gradient_poisoning.ipynb #6dc8d2a7
-def _grown_sets(pi, v, top, tries=1024):
+def _grown_sets(pi, p, top, budget, tries=1024):
     "A good set (N, K) of those that contain the top class (N, 1), as 0 and 1, grown class by class."
-    K, seen = pi.shape[-1], 1
-    chosen = torch.zeros_like(pi).scatter(-1, top, 1.)
-    sum_v, sum_pi = v.gather(-1, top), pi.gather(-1, top)
-    best, best_score = chosen, _score(pi, v, sum_v, sum_pi, 1)
-    for size in range(2, K + 1):
+    K, v, seen, best, best_score = pi.shape[-1], pi - p, 0, None, torch.inf
+    chosen = torch.zeros_like(pi)
+    for size in range(1, K + 1):
         if seen > tries: break
-        score = _score(pi, v, sum_v + v, sum_pi + pi, size).masked_fill(chosen > 0, torch.inf)
-        score, j = score.min(-1, keepdim=True)
-        chosen, sum_v, sum_pi = chosen.scatter(-1, j, 1.), sum_v + v.gather(-1, j), sum_pi + pi.gather(-1, j)
-        best, best_score = torch.where(score < best_score, chosen, best), score.minimum(best_score)
-        seen += K - size + 1
+        total = lambda values: (chosen * values).sum(-1, keepdim=True) + values
+        score = _score(pi, v, total(v), total(pi), total((1 / size - p).clamp(min=0)), size, budget).masked_fill(chosen > 0, torch.inf)
+        j = score.argmin(-1, keepdim=True) if size > 1 else top
+        chosen, score, seen = chosen.scatter(-1, j, 1.), score.gather(-1, j), seen + K - size + 1
+        best = chosen if size == 1 else torch.where(score < best_score, chosen, best)
+        best_score = score if size == 1 else score.minimum(best_score)
     return best
 
 # %% ../../nbs/04a2_gradient_poisoning.ipynb #4c1b1730
@@ -97,19 +103,21 @@ class PPoison(Poison):
         victim,            # nn.Module giving logits; copied
         budget=1.,         # largest l1 distance, between 0 and 2
         variant='argmax',  # 'argmax' keeps the top class; 'extreme' goes towards the best corner
+        judge='answer',    # candidates by the answers they lead to, or by themselves ('target', as published)
         surrogate=None,    # nn.Module giving logits; default: the victim's architecture, untrained
         seed=0,            # of an untrained surrogate's weights
     ):
         super().__init__(victim, budget, surrogate, seed)
         if variant not in ('argmax', 'extreme'): raise ValueError(f"variant must be 'argmax' or 'extreme', got {variant!r}")
-        self.variant = variant
+        if judge not in ('answer', 'target'): raise ValueError(f"judge must be 'answer' or 'target', got {judge!r}")
+        self.variant, self.judge = variant, judge
 
     def targets(self, probs, pi):
         "The candidate (N, K) that turns the gradient most."
-        top, pi = probs.argmax(-1, keepdim=True), pi.double()
-        v = pi - probs
-        if self.variant == 'extreme': return F.one_hot(_score(pi, v, v, pi, 1).argmin(-1), pi.shape[-1]).to(probs.dtype)
-        sets = (_all_sets if pi.shape[-1] <= 10 else _grown_sets)(pi, v, top)
+        pi, p, budget = pi.double(), probs.double(), self.budget if self.judge == 'answer' else torch.inf
+        if self.variant == 'extreme':
+            return F.one_hot(_score(pi, pi - p, pi - p, pi, 1 - p, 1, budget).argmin(-1), pi.shape[-1]).to(probs.dtype)
+        sets = (_all_sets if pi.shape[-1] <= 10 else _grown_sets)(pi, p, probs.argmax(-1, keepdim=True), budget)
         return (sets / sets.sum(-1, keepdim=True)).to(probs.dtype)
 
     def forward(self, images):
