@@ -113,7 +113,7 @@ def measure(
     images = next(batches(data.test, 256))[0].to(next(victim.parameters()).device)
     row = utility(defense, victim, data)
     row |= dict(parameters=parameters(defense) - parameters(victim), megabytes=added_memory(name, preset, data.shape, data.num_classes))
-    row |= {'batch_1': latency(defense, victim, images[:1], calls=20), 'batch_256': latency(defense, victim, images, calls=2)}
+    row |= {'batch_1': latency(defense, victim, images[:1], rounds=31, calls=20), 'batch_256': latency(defense, victim, images, calls=2)}
     return row | dict(training=seconds / victim_seconds if hasattr(DEFENSES[name], 'fit') else 0., settings=s.defense_settings)
 
 # %% ../nbs/04e_utility.ipynb #34488b04

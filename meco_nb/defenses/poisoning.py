@@ -156,7 +156,7 @@ class Grad(Poison):
         victim,            # nn.Module giving logits; copied
         budget=1.,         # largest l1 distance, between 0 and 2
         goal='all_ones',   # the direction: 'all_ones', or 'min_ip', against the honest gradient
-        keep_argmax=True,  # keep the top class; the paper's method does not
+        keep_argmax=True,  # keep the top class; the public code does not
         surrogate=None,    # nn.Module giving logits; default: the victim's architecture, untrained
         seed=0,            # of an untrained surrogate's weights
     ):
