@@ -217,7 +217,7 @@ class Misleader(nn.Module):
         "Train all members and their inner clones."
         def loss(images, labels):
             images = distorted(images, None).to(images.device)
-            with torch.no_grad(): teacher = self.teacher[0](images)
+            with torch.no_grad(): teacher = self.teacher[0].to(images.device)(images)
             return sum(misleader_loss(member, clone, teacher, images, labels, mislead, temperature, alpha, cap)
                        for member, clone in zip(self.victim.members, self.clones))
         self.history = train(self, loss, data.train, epochs, text='MISLEADER', **settings)
