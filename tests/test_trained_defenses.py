@@ -1,12 +1,15 @@
 "What the defenses that train or detect promise."
 import copy
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
+from torch.utils.data import TensorDataset
 
-from meco_nb.defenses import DEFENSES
+from meco_nb.defenses import DEFENSES, ensembles
 from meco_nb.defenses.detection import doubt_loss, wrong_loss
 from meco_nb.defenses.ensembles import coherence, pick, reinitialised
 from meco_nb.defenses.guardian import AccessEnded, ModelGuardian, admitted, deceive
@@ -35,13 +38,18 @@ def build(name, victim): return DEFENSES[name](victim, **(GUARDIAN if name == 'm
 @pytest.fixture(scope='module', autouse=True)
 def quick_makers():
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ensembles, 'anchor_task', partial(ensembles.anchor_task, each=20))
         patch.setitem(SYNTHETIC, 'thief', lambda victim, data, count, seed: thief_images(victim, data, count, budget=500, seed=seed))
         patch.setitem(SYNTHETIC, 'diffusion', lambda victim, data, count, seed: diffusion_images(data, count, epochs=1, width=8, seed=seed))
         yield
 
 
 @pytest.fixture(scope='module')
-def defenses(digits, victim): return {name: build(name, victim).fit(digits, epochs=1, **QUICK.get(name, {})) for name in NAMES}
+def few(digits): return replace(digits, train=TensorDataset(*digits.train[:320]))
+
+
+@pytest.fixture(scope='module')
+def defenses(few, victim): return {name: build(name, victim).fit(few, epochs=1, **QUICK.get(name, {})) for name in NAMES}
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -58,9 +66,9 @@ def test_answers_are_probabilities_and_independent_of_the_batch(defenses, name, 
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_training_is_repeatable_leaves_the_original_alone_and_is_in_the_weights(defenses, digits, victim, name, tmp_path):
+def test_training_is_repeatable_leaves_the_original_alone_and_is_in_the_weights(defenses, digits, few, victim, name, tmp_path):
     before = weights(victim)
-    again = build(name, victim).fit(digits, epochs=1, **QUICK.get(name, {}))
+    again = build(name, victim).fit(few, epochs=1, **QUICK.get(name, {}))
     assert torch.equal(weights(again), weights(defenses[name])) and torch.equal(before, weights(victim))
     assert not torch.equal(weights(again), weights(build(name, victim)))
     save_weights(tmp_path / 'it.safetensors', again, {})
@@ -69,13 +77,13 @@ def test_training_is_repeatable_leaves_the_original_alone_and_is_in_the_weights(
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_training_goes_on_from_a_checkpoint(defenses, digits, victim, name, tmp_path):
+def test_training_goes_on_from_a_checkpoint(few, victim, name, tmp_path):
     class Stop(Exception): pass
     def stop(): raise Stop
-    whole = build(name, victim).fit(digits, epochs=2, **QUICK.get(name, {}))
-    with pytest.raises(Stop): build(name, victim).fit(digits, epochs=2, checkpoint=tmp_path / 'c', each_epoch=stop, **QUICK.get(name, {}))
+    whole = build(name, victim).fit(few, epochs=2, **QUICK.get(name, {}))
+    with pytest.raises(Stop): build(name, victim).fit(few, epochs=2, checkpoint=tmp_path / 'c', each_epoch=stop, **QUICK.get(name, {}))
     assert (tmp_path / 'c').exists()
-    assert torch.equal(weights(build(name, victim).fit(digits, epochs=2, checkpoint=tmp_path / 'c', **QUICK.get(name, {}))), weights(whole))
+    assert torch.equal(weights(build(name, victim).fit(few, epochs=2, checkpoint=tmp_path / 'c', **QUICK.get(name, {}))), weights(whole))
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -109,7 +117,7 @@ def test_objectives_reach_the_victim_and_not_the_clone(digits, victim):
     victim, clone = copy.deepcopy(victim), reinitialised(victim, 1).eval()
     images, labels = digits.train.tensors[0][:16], digits.train.tensors[1][:16]
     for objective in ini_objectives(victim, clone, images, labels, make_images('shapes', 16, digits.shape)):
-        assert any(g is not None and g.abs().sum() > 0 for g in torch.autograd.grad(objective, list(victim.parameters()), allow_unused=True))
+        assert any(g is not None and g.abs().sum() > 0 for g in torch.autograd.grad(objective, list(victim.parameters()), allow_unused=True, retain_graph=True))
     assert all(p.grad is None for p in clone.parameters())
 
 
@@ -172,7 +180,7 @@ def test_access_ends_for_one_user_and_at_the_limit(victim):
     guardian, images = always(victim, limit=5, window=8, key=b'k'), torch.rand(8, 1, 8, 8)
     answers = guardian.as_user('thief')(images)
     assert torch.allclose(answers[5:], torch.tensor(.1)) and not (answers[:5] == .1).all(-1).any()
-    assert guardian.users['thief']['ended'] and torch.equal(guardian.as_user('other')(images[:5]), answers[:5])
+    assert guardian.users['thief']['ended'] and torch.allclose(guardian.as_user('other')(images[:5]), answers[:5], atol=1e-5)
     guardian.refuse = 'raise'
     with pytest.raises(AccessEnded, match='thief'): guardian.as_user('thief')(images[:1])
     assert guardian.users['thief']['asked'] == 9 and not guardian.users['other']['ended']
