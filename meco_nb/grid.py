@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['main', 'start', 'ended', 'run_all', 'close_log']
 
-# %% ../nbs/09_scale.ipynb #029648fd
+# %% ../nbs/09_scale.ipynb #b2b517b0
 import contextlib
 import json
 import os
@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from .experiment import check_resume, one_thread, prepare, run, run_name
+from .experiment import check_resume, prepare, run, run_name
+from .theft import one_thread
 from .training import Progress
 
 # %% ../nbs/09_scale.ipynb #48b278d8

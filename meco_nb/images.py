@@ -67,21 +67,23 @@ SOURCES = dict(noise=noise, shapes=shapes, **NETWORKS)
 class Source:
     "Images by name: `source(count, random)` draws some."
     def __init__(self,
-        name,           # one of SOURCES, 'mixed' (all of them in equal parts), or a dataset of DATASETS
-        shape,          # (C, H, W) of the images wanted
-        seed=0,         # of the weights of an untrained network
-        images=None,    # draw from these (N, C, H, W); `name` is then only a name
-        distort=False,  # turn, scale, shift and recolour every image that is drawn
+        name,         # one of SOURCES, 'mixed' (all of them in equal parts), a dataset of DATASETS, or 'real'; 'distorted NAME' distorts each image
+        shape,        # (C, H, W) of the images wanted
+        seed=0,       # of the weights of an untrained network
+        images=None,  # what 'real' draws from (N, C, H, W)
     ):
-        if images is None and name not in (*SOURCES, 'mixed', *DATASETS):
-            raise ValueError(f"unknown source of images {name!r}; known: {', '.join([*SOURCES, 'mixed', *DATASETS])}")
-        self.name, self.shape, self.distort, self.pool, self.parts = name, tuple(shape), distort, images, []
-        if images is None and name in DATASETS: self.pool = other_dataset(name, shape)[0]
-        if name == 'mixed': self.parts = [Source(part, shape, seed) for part in SOURCES]
-        if name in NETWORKS:
+        *words, self.name = name.split()
+        self.shape, self.distort, self.pool, self.parts = tuple(shape), words == ['distorted'], images, []
+        known = [*SOURCES, 'mixed', 'real', *DATASETS]
+        if self.name not in known or words not in ([], ['distorted']):
+            raise ValueError(f"unknown source of images {name!r}; known: {', '.join(known)}, and each with 'distorted ' before it")
+        if self.name == 'real' and images is None: raise ValueError("the source 'real' draws from images that it must be given")
+        if self.name in DATASETS: self.pool = other_dataset(self.name, shape)[0]
+        if self.name == 'mixed': self.parts = [Source(part, shape, seed) for part in SOURCES]
+        if self.name in NETWORKS:
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
-                self.network = NETWORKS[name](self.shape)
+                self.network = NETWORKS[self.name](self.shape)
 
     def __call__(self, count, random):
         images = self._draw(count, random)
@@ -89,7 +91,7 @@ class Source:
 
     @torch.no_grad()
     def _draw(self, count, random):
-        if self.pool is not None: return self.pool[torch.randint(len(self.pool), (count,), generator=random)]
+        if self.name in ('real', *DATASETS): return self.pool[torch.randint(len(self.pool), (count,), generator=random)]
         if self.parts:
             sizes = [len(part) for part in torch.arange(count).tensor_split(len(self.parts))]
             images = torch.cat([part(size, random) for part, size in zip(self.parts, sizes) if size])
