@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['gradient_image', 'deceive', 'admitted', 'AccessEnded', 'AsUser', 'Detector', 'examples', 'ModelGuardian']
 
-# %% ../../nbs/04d2_model_guardian.ipynb #67f75142
+# %% ../../nbs/04d2_model_guardian.ipynb #7d136fa1
 import copy
 import threading
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -97,9 +98,10 @@ def examples(
 ):            # list of images (N, C, H, W): real ones, then each source's; and real images for the threshold
     "What a detector is trained on, and what its threshold is set on."
     own = hold_out(data, .2, seed)
-    real, _ = next(batches(own.train, most, torch.Generator().manual_seed(seed)))
+    few = replace(own, train=TensorDataset(*next(batches(own.train, most, torch.Generator().manual_seed(seed)))))
     held_back, _ = next(batches(own.test, most))
-    return [real] + [SYNTHETIC[name](victim, own, len(real), seed) for name in sources], held_back
+    real = few.train.tensors[0]
+    return [real] + [SYNTHETIC[name](victim, few, len(real), seed) for name in sources], held_back
 
 # %% ../../nbs/04d2_model_guardian.ipynb #9e09dd41
 class ModelGuardian(nn.Module):
