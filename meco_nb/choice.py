@@ -23,7 +23,7 @@ class Reserved(Wrapped):
 
     budget = property(lambda self: self._oracle.budget - self.reserve)
     used = property(lambda self: self._oracle.used - self._oracle.ledger.get('held back', 0))
-    remaining = property(lambda self: self.budget - self.used)
+    remaining = property(lambda self: min(self.budget - self.used, self._oracle.remaining))
 
 # %% ../nbs/05g_choice.ipynb #4a262d65
 class Chooser:
@@ -49,11 +49,11 @@ class Chooser:
     def look(self, last=False):
         "Buy this look's share of held-back answers, the last time all that is left, and compare the clone with the best so far."
         left = self.held_back - len(self.answers)
-        count = left if last else min(-(-self.held_back // self.looks), left)
+        count = min(left if last else -(-self.held_back // self.looks), left, self.oracle.remaining)
         if count > 0:
             images = self.attack.samples(count, seed=1 + len(self.answers)).to(next(self.clone.parameters()).device)
             self.answers.add(images, self.oracle(images, 'held back'))
-        if not self.held_back: return
+        if not len(self.answers): return
         now = {name: tensor.clone() for name, tensor in self.clone.state_dict().items()}
         if self.best is None or self.agreement(now) >= self.agreement(self.best): self.best, self.best_at = now, self.oracle.used
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'fingerprint', 'trained', 'prepare', 'Record', 'made_by', 'weights_digest', 'run_name', 'utility', 'run',
-           'real_images', 'check_resume', 'keep', 'describe', 'plan', 'row_table', 'table', 'load_records']
+           'real_images', 'check_resume', 'keep', 'describe', 'retrains', 'plan', 'row_table', 'table', 'load_records']
 
-# %% ../nbs/05_attacks.ipynb #4351f9d8
+# %% ../nbs/05_attacks.ipynb #77bd0da3
 import copy
 import hashlib
 import json
@@ -24,9 +24,8 @@ from .choice import judge
 from .data import load_data
 from .defenses import DEFENSES, Undefended
 from .models import build_model
-from .oracle import Randomness
 from .settings import Settings, keywords, resolve
-from .theft import Theft, one_thread
+from .theft import Theft, begin_service, one_thread
 from .training import evaluate, fit, load_weights, save_json, save_weights, train, write_atomic
 
 # %% ../nbs/05_attacks.ipynb #077ff205
@@ -144,7 +143,7 @@ def run(
 def _attack(s, stored, data, victim, defense):
     "The experiment proper, on trained models."
     if s.control == 'perturbation_off': defense = Undefended(defense.victim)
-    if hasattr(defense, 'randomness'): defense.randomness = Randomness(s.seed)
+    begin_service(defense, s.seed)
     measured = utility(defense, victim, data)
 
     theft = Theft(s, defense, real_images(data, s), stored and stored.with_suffix('.checkpoint'))
@@ -182,7 +181,9 @@ def describe(s):
     control = {'none': '', 'perturbation_off': ', perturbation off', 'untrained_generator': ', untrained generator'}[s.control]
     return f'{s.defense}{control}' + ('' if s.where == 'all' else f", {s.where}'s queries only")
 
-# %% ../nbs/05_attacks.ipynb #cb09467f
+# %% ../nbs/05_attacks.ipynb #280e8267
+def retrains(cls): return hasattr(cls, 'fit') and not getattr(cls, 'keeps_victim', False)
+
 def plan(
     s,  # Settings
 ):      # -> list of Settings
@@ -191,7 +192,7 @@ def plan(
     given = {k: v for k, v in asdict(s).items() if k not in ('defense', 'defense_settings', 'control')}
     own = lambda name: s.defense_settings if name == s.defense else {}
     runs = [resolve(**given, defense=name, defense_settings=own(name)) for name in names]
-    if len(names) == 2 and hasattr(DEFENSES[s.defense], 'fit'): runs.append(replace(s, control='perturbation_off'))
+    if len(names) == 2 and retrains(DEFENSES[s.defense]): runs.append(replace(s, control='perturbation_off'))
     if hasattr(ATTACKS[s.attack], 'untrained'): runs.append(replace(runs[0], control='untrained_generator'))
     return runs
 

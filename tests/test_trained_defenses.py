@@ -12,13 +12,13 @@ from torch.utils.data import TensorDataset
 from meco_nb.defenses import DEFENSES, ensembles
 from meco_nb.defenses.detection import doubt_loss, wrong_loss
 from meco_nb.defenses.ensembles import coherence, pick, reinitialised
-from meco_nb.defenses.guardian import AccessEnded, ModelGuardian, admitted, deceive
+from meco_nb.defenses.guardian import ModelGuardian, admitted, deceive
 from meco_nb.defenses.ini import ini_objectives, pcgrad
 from meco_nb.defenses.synthetic import SYNTHETIC, diffusion_images, gan_images, thief_images
 from meco_nb.experiment import run
 from meco_nb.images import make_images
 from meco_nb.models import build_model
-from meco_nb.oracle import Oracle
+from meco_nb.oracle import AccessEnded, Oracle
 from meco_nb.training import load_weights, save_weights
 
 NAMES = ['edm', 'misleader', 'ini', 'adaptive_misinformation', 'model_guardian']
@@ -171,7 +171,7 @@ def test_synthetic_images_are_images_and_repeatable(digits, victim):
 
 
 def always(victim, **settings):
-    guardian = ModelGuardian(victim, **settings)
+    guardian = ModelGuardian(victim, **{'refuse': 'uniform', **settings})
     guardian.detector.threshold.fill_(-torch.inf)  # flags everything
     return guardian
 
@@ -214,3 +214,16 @@ def test_the_guardian_says_what_is_wrong(victim, wrong):
 def test_ensembles_say_what_is_wrong(victim):
     with pytest.raises(ValueError, match='two members'): DEFENSES['edm'](victim, members=1)
     with pytest.raises(ValueError, match='unknown model'): DEFENSES['misleader'](victim, models=['lenet5', 'lenet6'])
+
+
+def test_a_theft_ends_with_its_access(victim, digits):
+    "The refused batch is not charged, and what was bought is learned."
+    from meco_nb.settings import resolve
+    from meco_nb.theft import Theft
+    for attack in ('dfme', 'knockoff', 'jbda', 'dfms_hl', 'maze'):
+        small = dict(dfms_hl=dict(width=8, gan_steps=3, fit_epochs=1), knockoff=dict(epochs=2), jbda=dict(epochs=1))
+        s = resolve(preset='digits', defense='undefended', attack=attack, budget=3000, held_back=100, attack_settings=small.get(attack, {}))
+        theft = Theft(s, always(victim, limit=500, window=1000, refuse='raise'), digits.train[:20][0])
+        before = theft.clone.network[0].weight.clone()
+        theft.run(lambda clone: {})
+        assert 0 < theft.oracle.used <= 500 and not torch.equal(before, theft.clone.network[0].weight)

@@ -91,6 +91,7 @@ class Sized(nn.Module):
 
 class GaussianOutput(Sized):
     "A control: Gaussian noise on the answer, projected onto the probabilities."
+    keeps_victim = True  # what `fit` trains is not the victim
     def __init__(self,
         victim,            # nn.Module giving logits; copied
         size=.1,           # standard deviation of the noise on each probability

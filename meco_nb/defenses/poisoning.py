@@ -35,6 +35,7 @@ def untrained(
 
 class Poison(nn.Module):
     "What P-poison and GRAD share: a victim, a surrogate, a budget."
+    keeps_victim = True  # what `fit` trains is not the victim
     def __init__(self, victim, budget, surrogate, seed):
         super().__init__()
         self.budget, self.victim = check_budget(budget), copy.deepcopy(victim)
