@@ -36,11 +36,11 @@ ATTACK_ROWS = {
     'Knockoff, distorted real images (100)': knockoff('distorted real'),
 }
 
-# %% ../nbs/07a_side_by_side.ipynb #7c7c6d37
+# %% ../nbs/07a_side_by_side.ipynb #5a506da7
 AGAINST = {
     'DFME': dict(attack='dfme', budget=50_000),
-    'DFMS-HL': dict(attack='dfms_hl', labels='hard', budget=50_000),
-    'Knockoff': dict(attack='knockoff', budget=5_000, attack_settings=dict(source='mixed', epochs=20)),
+    'DFMS-HL': dict(attack='dfms_hl', labels='hard', budget=20_000, attack_settings=dict(gan_steps=300)),
+    'Knockoff': dict(attack='knockoff', budget=5_000, attack_settings=dict(source='mixed', epochs=10)),
 }
 DEFENSE_ROWS = {f'{defense} | {attack}': dict(defense=defense) | row for defense in DEFENSES for attack, row in AGAINST.items()}
 STUDIES = dict(attacks={name: dict(defense='undefended') | row for name, row in ATTACK_ROWS.items()}, defenses=DEFENSE_ROWS)

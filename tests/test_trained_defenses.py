@@ -221,7 +221,7 @@ def test_a_theft_ends_with_its_access(victim, digits):
     from meco_nb.settings import resolve
     from meco_nb.theft import Theft
     for attack in ('dfme', 'knockoff', 'jbda', 'dfms_hl', 'maze'):
-        small = dict(dfms_hl=dict(width=8, gan_steps=3, fit_epochs=1), knockoff=dict(epochs=2), jbda=dict(epochs=1))
+        small = dict(maze=dict(directions=2), dfms_hl=dict(width=8, gan_steps=3, fit_epochs=1), knockoff=dict(epochs=2), jbda=dict(epochs=1))
         s = resolve(preset='digits', defense='undefended', attack=attack, budget=3000, held_back=100, attack_settings=small.get(attack, {}))
         theft = Theft(s, always(victim, limit=500, window=1000, refuse='raise'), digits.train[:20][0])
         before = theft.clone.network[0].weight.clone()
