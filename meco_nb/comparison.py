@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LONG', 'ATTACK_ROWS', 'AGAINST', 'DEFENSE_ROWS', 'STUDIES', 'COLUMNS', 'knockoff', 'row_settings', 'run_study',
-           'read_study', 'summary']
+           'read_study', 'summary', 'by_defense']
 
 # %% ../nbs/07a_side_by_side.ipynb #4ae36530
 import statistics
@@ -36,11 +36,12 @@ ATTACK_ROWS = {
     'Knockoff, distorted real images (100)': knockoff('distorted real'),
 }
 
-# %% ../nbs/07a_side_by_side.ipynb #5a506da7
+# %% ../nbs/07a_side_by_side.ipynb #f0c54993
 AGAINST = {
     'DFME': dict(attack='dfme', budget=50_000),
     'DFMS-HL': dict(attack='dfms_hl', labels='hard', budget=20_000, attack_settings=dict(gan_steps=300)),
     'Knockoff': dict(attack='knockoff', budget=5_000, attack_settings=dict(source='mixed', epochs=10)),
+    '100 real images': dict(attack='knockoff', budget=5_000, attack_settings=dict(source='distorted real', epochs=10)),
 }
 DEFENSE_ROWS = {f'{defense} | {attack}': dict(defense=defense) | row for defense in DEFENSES for attack, row in AGAINST.items()}
 STUDIES = dict(attacks={name: dict(defense='undefended') | row for name, row in ATTACK_ROWS.items()}, defenses=DEFENSE_ROWS)
@@ -99,3 +100,19 @@ def summary(
 ):            # str, a table in Markdown
     "One line a row: mean and standard deviation over seeds."
     return row_table(list(records.items()), {'row': lambda item: item[0]} | {name: lambda item, cell=cell: cell(item[1]) for name, cell in COLUMNS.items()})
+
+# %% ../nbs/07a_side_by_side.ipynb #5faf6c51
+def by_defense(
+    records,  # dict: 'defense | attack' -> list of Records
+):            # str, a table in Markdown
+    "One line a defense, one column an attack."
+    rows = {}
+    for name, rs in records.items(): rows.setdefault(name.split(' | ')[0], {})[name.split(' | ')[1]] = rs
+    price = lambda attacks: next(iter(attacks.values()))
+    mean = lambda part: lambda item: f"{statistics.mean(r.utility[part] for r in price(item[1])):.2f}"
+    columns = {'defense': lambda item: item[0], 'seeds': lambda item: str(len(price(item[1]))),
+               'accuracy %': lambda item: spread([r.utility['accuracy'] for r in price(item[1])]),
+               'l1, own': mean('l1_own'), 'l1, original': mean('l1_original')}
+    columns |= {attack: lambda item, attack=attack: spread([r.clone['accuracy'] for r in item[1][attack]]) if attack in item[1] else '' for attack in AGAINST}
+    columns['renamed, largest'] = lambda item: spread([max(statistics.mean(r.clone['renamed'] for r in rs) for rs in item[1].values())])
+    return row_table(list(rows.items()), columns)

@@ -92,12 +92,13 @@ def grade(
     if isinstance(defense, torch.nn.Module): defense.eval()
     Oracle(defense, 1, shape=data.shape)(data.test[0][0][None])
     if out: check_folder(Path(out), dict(weights=weights_digest(defense) if hasattr(defense, 'state_dict') else None, data=data.name))
-    records = {}
+    records, randomness = {}, getattr(defense, 'randomness', None)
     with one_thread():
         utility = dict(accuracy=evaluate(defense, data.test)['accuracy'])
         for name, s in plan.items():
             records[name] = attempt(s, defense, data, utility, out)
             if report: report(name, records[name])
+    if randomness is not None: defense.randomness = randomness  # each attack seeded it anew
     return Grade(sorted(records.items(), key=lambda item: -best(item[1])))
 
 def best(record): return max(record.clone['accuracy'], record.clone['renamed'], (record.chosen or record.clone)['accuracy'])
@@ -131,7 +132,6 @@ class Grade(dict):
         'renamed': lambda r: f"{r.clone['renamed']:.1%}",
         'agreement': lambda r: f"{r.clone['agreement']:.1%}",
         'queries': lambda r: f"{sum(r.ledger.values()):,}",
-        'seconds': lambda r: f"{r.seconds:.0f}",
     }
     needs_real = staticmethod(lambda name: name in WITH_REAL_IMAGES)
 
@@ -139,13 +139,17 @@ class Grade(dict):
         "Name and record of the attack that stole most; with `real=False` among those that need no real image."
         return next((name, r) for name, r in self.items() if real or not self.needs_real(name))
 
-    def _repr_markdown_(self):
+    def table(self, seconds=False):
+        "In Markdown; on demand with the wall time of each attack."
+        cells = self.COLUMNS | ({'seconds': lambda r: f'{r.seconds:.0f}'} if seconds else {})
         first = {'attack': lambda item: item[0] + (' (with real images)' if self.needs_real(item[0]) else '')}
-        return row_table(list(self.items()), first | {name: lambda item, cell=cell: cell(item[1]) for name, cell in self.COLUMNS.items()})
+        return row_table(list(self.items()), first | {name: lambda item, cell=cell: cell(item[1]) for name, cell in cells.items()})
+
+    def _repr_markdown_(self): return self.table()
 
     def __str__(self):
         accuracy = next(iter(self.values())).utility['accuracy']
-        lines = [f"the defended model: {accuracy:.1%} on the test set", '', self._repr_markdown_(), '']
+        lines = [f"the defended model: {accuracy:.1%} on the test set", '', self.table(), '']
         for real, what in ((False, 'without any data'), (True, 'in all')):
             if real or not all(map(self.needs_real, self)):
                 name, record = self.strongest(real)

@@ -125,12 +125,9 @@ def doubled_conv(
     w, (n, _, height, width) = conv.weight, images.shape
     rows = [torch.stack(pair, 2) for pair in [(w[:, :, 0], w[:, :, 1] + w[:, :, 2]), (w[:, :, 0] + w[:, :, 1], w[:, :, 2])]]
     kernels = [[torch.stack(pair, 3) for pair in [(r[..., 0], r[..., 1] + r[..., 2]), (r[..., 0] + r[..., 1], r[..., 2])]] for r in rows]
-    padded = F.pad(images, [1] * 4)
-    result = images.new_empty(n, len(w), 2 * height, 2 * width).contiguous(memory_format=torch.channels_last)
-    for i in (0, 1):
-        for j in (0, 1):
-            result[:, :, i::2, j::2] = F.conv2d(padded[:, :, i:i + height + 1, j:j + width + 1], kernels[i][j], conv.bias)
-    return result
+    part = lambda i, j: F.conv2d(images, kernels[i][j], conv.bias, padding=1)[:, :, i:i + height, j:j + width].permute(0, 2, 3, 1)
+    pixels = torch.stack([torch.stack([part(i, 0), part(i, 1)], 3) for i in (0, 1)], 2)  # (N, H, 2, W, 2, B)
+    return pixels.view(n, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
 
 # %% ../nbs/00b_models.ipynb #e2a2ee09
 class Generator(nn.Module):

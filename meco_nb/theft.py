@@ -56,8 +56,10 @@ class SplitOracle(Oracle):
 
 # %% ../nbs/09b_theft.ipynb #49a0a17e
 def begin_service(defense, seed):
-    "Seed the noise of a defense and forget its users."
-    if hasattr(defense, 'randomness'): defense.randomness = Randomness(seed)
+    "Seed the noise of a defense, keyed noise by a key, and forget its users."
+    if hasattr(defense, 'randomness'):
+        keyed = defense.randomness.seeding == 'keyed'
+        defense.randomness = Randomness('keyed', f'experiment {seed}'.encode()) if keyed else Randomness(seed)
     if hasattr(defense, 'reset'): defense.reset()
 
 class Theft:
