@@ -17,7 +17,7 @@ from ..oracle import Randomness
 
 # %% ../../nbs/04a_output_perturbation.ipynb #9bb91dbe
 class OutputDefense(nn.Module):
-    "A defense that changes the victim's answer after the fact. Subclasses say how."
+    "A defense that changes the victim's answer after the fact. A subclass has change(probs, images) -> probabilities (N, K)."
     def __init__(self,
         victim,  # nn.Module giving logits (N, K) for images (N, C, H, W) in [0, 1]
     ):
@@ -25,7 +25,6 @@ class OutputDefense(nn.Module):
         self.victim = victim
 
     def forward(self, images): return self.change(self.victim(images).softmax(-1), images)
-    def change(self, probs, images): raise NotImplementedError
 
 def check_budget(budget):
     "Raise one clear error unless an l1 budget lies in [0, 2]."
