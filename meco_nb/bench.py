@@ -115,6 +115,7 @@ class PlainGenerator(Generator):
         for block, size in zip(self.blocks, self.sizes[1:]): h = block(F.interpolate(h, size))
         return self.last(h)
 
+# %% ../nbs/08_performance.ipynb #c23f1a4e
 def plain_dfme_step(victim, clone, generator, optimizers, batch_size=256, delta=1e-3):
     "One iteration of DFME, straightforward: n_G = 1, m = 1, n_C = 5, l1 on logits."
     def difference(v):
@@ -136,6 +137,7 @@ def plain_dfme_step(victim, clone, generator, optimizers, batch_size=256, delta=
         (answers - answers.mean(-1, keepdim=True) - clone(images)).abs().mean().backward()
         optimizers[1].step()
 
+# %% ../nbs/08_performance.ipynb #5f134e2d
 def bench_dfme(rounds=3, shape=(3, 32, 32), batch_size=256, width=64):
     "Ratios of one iteration of ours to a straightforward one, and of its parts."
     problem = type('Problem', (), dict(shape=shape, num_classes=10))

@@ -101,6 +101,7 @@ def grade(
     if randomness is not None: defense.randomness = randomness  # each attack seeded it anew
     return Grade(sorted(records.items(), key=lambda item: -best(item[1])))
 
+# %% ../nbs/07_grade.ipynb #c07c875c
 def best(record): return max(record.clone['accuracy'], record.clone['renamed'], (record.chosen or record.clone)['accuracy'])
 
 def check_folder(out, facts):

@@ -62,6 +62,7 @@ def begin_service(defense, seed):
         defense.randomness = Randomness('keyed', f'experiment {seed}'.encode()) if keyed else Randomness(seed)
     if hasattr(defense, 'reset'): defense.reset()
 
+# %% ../nbs/09b_theft.ipynb #5582e3fc
 class Theft:
     "One attack on one defense: `run` goes on from the file at `path`, if there is one."
     def __init__(self,

@@ -192,6 +192,7 @@ class MeanAnswer(nn.Module):
     def forward(self, images):
         return torch.stack([member(images).log_softmax(-1) for member in self.members]).logsumexp(0) - torch.tensor(len(self.members)).log()
 
+# %% ../../nbs/04b_ensembles.ipynb #034ef142
 class Misleader(nn.Module):
     "MISLEADER (2025): the mean of members, each trained to be hard to distil."
     def __init__(self,
