@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['SCRIPT', 'Discriminator', 'class_entropy', 'gan_step', 'DFMSHL']
 
-# %% ../../nbs/05c_dfms_hl.ipynb #5c038e4f
+# %% ../../nbs/05c_dfms_hl.ipynb #8b85e89f
 import copy
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .base import Memory, anneal, choose_loss, clone_step
+from .base import Memory, anneal, choose_loss, study
 from .dfme import GeneratorAttack
 from ..images import Source
 from ..training import augment
@@ -145,9 +145,7 @@ class DFMSHL(GeneratorAttack):
             self.clone.load_state_dict(self.fresh)
             self.clone_optimizer.state.clear()
         anneal(self.clone_optimizer, self.fit_lr, self.count / self.fit_epochs)
-        device = next(self.clone.parameters()).device
-        steps = self.bought.batches(self.batch_size, self.random)
-        return [clone_step(self.clone, self.clone_optimizer, x.to(device), y.to(device), loss, self.floor) for x, y in steps][-1]
+        return study(self.clone, self.clone_optimizer, self.bought, self.batch_size, self.random, loss, self.floor)
 
     def alternate(self, oracle):
         "One clone step on fresh images."

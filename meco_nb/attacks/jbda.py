@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['moved', 'JBDA']
 
-# %% ../../nbs/05e_jbda.ipynb #f5577843
+# %% ../../nbs/05e_jbda.ipynb #5b80a53b
 import torch
 
-from .base import Attack, Memory, choose_loss, clone_step
+from .base import Attack, Memory, choose_loss, study
 from ..images import Source
 
 # %% ../../nbs/05e_jbda.ipynb #dde24184
@@ -87,11 +87,8 @@ class JBDA(Attack):
     def ask(self, oracle, images, purpose): self.bought.add(images, oracle(images, purpose))
 
     def study(self, loss):
-        device = next(self.clone.parameters()).device
-        values = [clone_step(self.clone, self.clone_optimizer, x.to(device), y.to(device), loss, self.floor)
-                  for x, y in self.bought.batches(self.batch_size, self.random)]
         self.epoch += 1
-        return {'clone': sum(values) / len(values)}
+        return {'clone': study(self.clone, self.clone_optimizer, self.bought, self.batch_size, self.random, loss, self.floor)}
 
     def step_from(self, index, random):
         "New images out of old ones."

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Kinds', 'Bandit', 'Knockoff']
 
-# %% ../../nbs/05d_knockoff.ipynb #c7a2e4c0
+# %% ../../nbs/05d_knockoff.ipynb #a38b45c3
 import copy
 
 import torch
 
-from .base import Attack, Memory, anneal, choose_loss, clone_step
+from .base import Attack, Memory, anneal, choose_loss, clone_step, study
 from ..data import DATASETS
 from ..images import Source, other_dataset
 
@@ -145,11 +145,8 @@ class Knockoff(Attack):
             self.clone.load_state_dict(self.fresh)
             self.clone_optimizer.state.clear()
         anneal(self.clone_optimizer, self.clone_lr, self.epoch / self.epochs)
-        device = next(self.clone.parameters()).device
-        values = [clone_step(self.clone, self.clone_optimizer, x.to(device), y.to(device), loss, self.floor)
-                  for x, y in self.bought.batches(self.batch_size, self.random)]
         self.epoch += 1
-        return {'clone': sum(values) / len(values)}
+        return {'clone': study(self.clone, self.clone_optimizer, self.bought, self.batch_size, self.random, loss, self.floor)}
 
     def samples(self, count, seed=0):
         "Images (count, C, H, W) of the kinds that would be asked now, from the part of a dataset that is asked last; changes nothing."

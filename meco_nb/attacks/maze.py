@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MAZE']
 
-# %% ../../nbs/05b_maze.ipynb #8fdbe411
+# %% ../../nbs/05b_maze.ipynb #22d08c89
 import torch
 
-from .base import Memory, anneal, choose_loss, clone_step
+from .base import Memory, anneal, choose_loss, clone_step, study
 from .dfme import DFME, clone_gradient_step, generator_step
 
 # %% ../../nbs/05b_maze.ipynb #d10cfbf5
@@ -75,6 +75,5 @@ class MAZE(DFME):
     def replay(self, bought, loss):
         "Remember the last batch; learn from random old ones."
         if bought: self.memory.add(*bought)
-        device = next(self.clone.parameters()).device
-        for images, answers in self.memory.batches(self.batch_size, self.random, self.replay_steps):
-            self.study(images.to(device), answers.to(device), loss)
+        if len(self.memory) and self.replay_steps:
+            study(self.clone, self.clone_optimizer, self.memory, self.batch_size, self.random, loss, self.floor, self.replay_steps)
