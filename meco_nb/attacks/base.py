@@ -145,4 +145,4 @@ def study(
     device = next(clone.parameters()).device
     values = [clone_step(clone, optimizer, images.to(device), answers.to(device), loss, floor)
               for images, answers in memory.batches(batch_size, random, most)]
-    return sum(values) / len(values)
+    return sum(values) / max(len(values), 1)

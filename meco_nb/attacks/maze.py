@@ -75,5 +75,5 @@ class MAZE(DFME):
     def replay(self, bought, loss):
         "Remember the last batch; learn from random old ones."
         if bought: self.memory.add(*bought)
-        if len(self.memory) and self.replay_steps:
+        if len(self.memory):
             study(self.clone, self.clone_optimizer, self.memory, self.batch_size, self.random, loss, self.floor, self.replay_steps)
