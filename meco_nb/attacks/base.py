@@ -16,6 +16,7 @@ from ..kd import kl_divergence, l1_logits, recover_logits
 class Attack:
     "An extraction attack. A subclass says what one `step` asks and what it learns."
     needs = dict(labels=('soft', 'hard'), images=None)  # answers it can learn from; surrogate or seed images it must be given
+    counters = ('steps',)  # plain values that a step changes; a subclass adds its own
 
     def __init__(self,
         clone,         # nn.Module giving logits (N, K), trained in place
@@ -42,12 +43,13 @@ class Attack:
             yield oracle.used, losses
 
     def state_dict(self):
-        return dict({name: part.state_dict() for name, part in self.parts.items()}, random=self.random.get_state(), steps=self.steps)
+        counters = {name: getattr(self, name) for name in self.counters}
+        return dict({name: part.state_dict() for name, part in self.parts.items()}, random=self.random.get_state(), **counters)
 
     def load_state_dict(self, state):
         for name, part in self.parts.items(): part.load_state_dict(state[name])
         self.random.set_state(state['random'].cpu())
-        self.steps = state['steps']
+        for name in self.counters: setattr(self, name, state[name])
 
 # %% ../../nbs/01a_attack_loop.ipynb #1a00b76b
 LOSSES = dict(l1=lambda answers, logits, floor: l1_logits(recover_logits(answers, floor), logits),

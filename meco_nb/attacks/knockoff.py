@@ -86,6 +86,8 @@ class Bandit:
 # %% ../../nbs/05d_knockoff.ipynb #88f0cbc5
 class Knockoff(Attack):
     "Knockoff Nets (Orekondy et al. 2019), random or adaptive. Soft or hard labels."
+    counters = ('steps', 'epoch')
+
     def __init__(self,
         clone,            # nn.Module giving logits (N, K), trained in place
         shape=None,       # (C, H, W) of the images; default: the clone's `image_shape`
@@ -108,12 +110,6 @@ class Knockoff(Attack):
         self.fresh = copy.deepcopy(clone.state_dict())
         self.clone_optimizer = torch.optim.SGD(clone.parameters(), clone_lr, momentum=.9, weight_decay=5e-4)
         self.parts |= dict(clone_optimizer=self.clone_optimizer, kinds=self.kinds, bandit=self.bandit, bought=self.bought)
-
-    def state_dict(self): return super().state_dict() | dict(epoch=self.epoch)
-
-    def load_state_dict(self, state):
-        super().load_state_dict(state)
-        self.epoch = state['epoch']
 
     def cost(self): return {'clone': self.batch_size}
     def done(self, oracle): return oracle.remaining == 0 and (self.epoch == self.epochs or len(self.bought) == 0)
