@@ -63,10 +63,11 @@ def study(
     out,          # folder of the runs
     resume=True,
     workers=None,
+    settings=row_settings,  # function (name, seed=, out=, resume=, **base) -> Settings of a row; chapter 7a has another
     **base,       # settings that all rows share
 ):                # -> dict: row -> list of Records, one a seed
     "Run rows over seeds."
-    runs = {(name, seed): row_settings(name, seed=seed, out=str(out), resume=resume, **base) for name in names for seed in range(seeds)}
+    runs = {(name, seed): settings(name, seed=seed, out=str(out), resume=resume, **base) for name in names for seed in range(seeds)}
     records = dict(zip(runs, run_all(list(runs.values()), workers)))
     return {name: [records[name, seed] for seed in range(seeds)] for name in names}
 
@@ -78,11 +79,12 @@ def project_path(path):
 def read_study(
     folder,  # of records
     names,   # of rows
+    settings=row_settings,
     **base,  # the settings that the study was made with
 ):           # -> dict: row -> list of Records; rows without records are left out
     "The records of a stored study, by row."
     stored = {record.name: record for record in load_records(folder)}
-    found = {name: [stored.get(run_name(row_settings(name, seed=seed, **base))) for seed in range(10)] for name in names}
+    found = {name: [stored.get(run_name(settings(name, seed=seed, **base))) for seed in range(10)] for name in names}
     return {name: [r for r in records if r] for name, records in found.items() if any(records)}
 
 # %% ../nbs/06_ablations.ipynb #95a20d54

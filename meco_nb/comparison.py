@@ -6,13 +6,13 @@
 __all__ = ['LONG', 'ATTACK_ROWS', 'AGAINST', 'DEFENSE_ROWS', 'STUDIES', 'COLUMNS', 'knockoff', 'row_settings', 'run_study',
            'read_study', 'summary', 'by_defense']
 
-# %% ../nbs/07a_side_by_side.ipynb #4ae36530
+# %% ../nbs/07a_side_by_side.ipynb #65b24fba
 import statistics
+from functools import partial
 
-from .ablations import project_path, spread
+from .ablations import project_path, read_study as read_rows, spread, study as run_rows
 from .defenses import DEFENSES
-from .experiment import load_records, row_table, run_name
-from .grid import run_all
+from .experiment import row_table
 from .settings import resolve
 
 # %% ../nbs/07a_side_by_side.ipynb #7e029206
@@ -68,10 +68,8 @@ def run_study(
     workers=None,   # processes at a time; 0: this one
     **base,         # of `row_settings`: preset, scale, training
 ):                  # -> dict: row -> list of Records, one a seed
-    "Run rows over seeds, one seed after the other."
-    runs = {(name, seed): row_settings(study, name, seed=seed, out=str(out), resume=True, **base) for seed in range(seeds) for name in names}
-    records = dict(zip(runs, run_all(list(runs.values()), workers)))
-    return {name: [records[name, seed] for seed in range(seeds)] for name in names}
+    "Run rows over seeds."
+    return run_rows(names, seeds, out, workers=workers, settings=partial(row_settings, study), **base)
 
 def read_study(
     study,   # one of STUDIES
@@ -79,9 +77,7 @@ def read_study(
     **base,  # of `row_settings`
 ):           # -> dict: row -> list of Records; rows without records are left out
     "The records of a stored study."
-    found = {record.name: record for record in load_records(folder)}
-    records = {name: [found.get(run_name(row_settings(study, name, seed=seed, **base))) for seed in range(10)] for name in STUDIES[study]}
-    return {name: [r for r in rs if r] for name, rs in records.items() if any(rs)}
+    return read_rows(folder, STUDIES[study], partial(row_settings, study), **base)
 
 # %% ../nbs/07a_side_by_side.ipynb #a42eda20
 COLUMNS = {

@@ -6,7 +6,7 @@
 __all__ = ['CELLS', 'milliseconds', 'latency', 'peak', 'peak_growth', 'added_memory', 'parameters', 'train_and_time', 'measure',
            'meco_overhead', 'read', 'main', 'utility_table']
 
-# %% ../nbs/04e_utility.ipynb #d96b4071
+# %% ../nbs/04e_utility.ipynb #38a3ecbc
 import json
 import re
 import resource
@@ -21,7 +21,7 @@ import torch
 from .ablations import project_path
 from .data import batches, load_data
 from .defenses import DEFENSES
-from .experiment import made_by, one_thread, prepare, utility
+from .experiment import made_by, one_thread, prepare, row_table, utility
 from .models import build_model
 from .oracle import Randomness, Undefended
 from .settings import keywords, resolve
@@ -174,6 +174,6 @@ def utility_table(
     rows,  # dict: name of the defense -> what `measure` gave
 ):         # str
     "The rows as a table in Markdown, in the order of the registry."
-    lines = ['| defense | ' + ' | '.join(CELLS) + ' |', '|---' + '|--:' * len(CELLS) + '|']
     names = [name for name in DEFENSES if name in rows] + [name for name in rows if name not in DEFENSES]
-    return '\n'.join(lines + [f'| {name} | ' + ' | '.join(cell(rows[name]) for cell in CELLS.values()) + ' |' for name in names])
+    columns = {'defense': lambda name: name} | {title: lambda name, cell=cell: cell(rows[name]) for title, cell in CELLS.items()}
+    return row_table(names, columns)
