@@ -4,6 +4,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Widgets are dead text on a page: their outputs are not kept.
+WIDGETS := --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_all_outputs_tags widget
 NOTEBOOKS := $(basename $(notdir $(wildcard nbs/*.ipynb)))
 
 .PHONY: demo test export refresh docs docs-check lab clean
@@ -16,7 +18,7 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready
 	PATH="$(abspath $(BIN)):$$PATH" MECO_PROGRESS=0 nbdev_test --n_workers 2
-	MECO_PROGRESS=0 $(BIN)/python -m pytest
+	MECO_PROGRESS=0 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 $(VENV)/ready: settings.ini setup.py
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 1; }
@@ -31,6 +33,7 @@ export: $(VENV)/ready
 # Run the notebooks again and keep their outputs: make refresh, or make refresh NOTEBOOKS='01_kd 03_dro'.
 refresh: $(VENV)/ready
 	for name in $(NOTEBOOKS); do (cd nbs && MECO_PROGRESS=0 $(abspath $(BIN))/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=3600 $$name.ipynb) || exit 1; done
+	cd nbs && $(abspath $(BIN))/jupyter nbconvert --to notebook --inplace --log-level WARN $(WIDGETS) $(addsuffix .ipynb,$(NOTEBOOKS))
 	PATH="$(abspath $(BIN)):$$PATH" nbdev_clean
 
 # The site; needs Quarto (https://quarto.org), which pip cannot install.

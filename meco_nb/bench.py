@@ -6,12 +6,10 @@
 __all__ = ['in_turn', 'svgd_by_particle', 'bench_svgd', 'straightforward_loss', 'separate_loss', 'one_gradient_loss',
            'bench_training', 'PlainGenerator', 'plain_dfme_step', 'bench_dfme', 'main', 'bench_table']
 
-# %% ../nbs/08_performance.ipynb #f94e4998
-import copy
+# %% ../nbs/08_performance.ipynb #b3bc550f
 import json
 import statistics
 import time
-from pathlib import Path
 
 import numpy as np
 import torch

@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['LONG', 'ATTACK_ROWS', 'AGAINST', 'DEFENSE_ROWS', 'STUDIES', 'COLUMNS', 'knockoff', 'row_settings', 'run_study',
-           'read_study', 'summary', 'by_defense']
+           'read_study', 'summary', 'by_defense', 'best_of', 'show_defenses', 'picture']
 
-# %% ../nbs/07a_side_by_side.ipynb #65b24fba
+# %% ../nbs/07a_side_by_side.ipynb #2c8bcdb4
 import statistics
 from functools import partial
 
+import matplotlib.pyplot as plt
+
 from .ablations import project_path, read_study as read_rows, spread, study as run_rows
 from .defenses import DEFENSES
+from .drawing import use_style
 from .experiment import row_table
 from .settings import resolve
 
@@ -36,12 +39,13 @@ ATTACK_ROWS = {
     'Knockoff, distorted real images (100)': knockoff('distorted real'),
 }
 
-# %% ../nbs/07a_side_by_side.ipynb #f0c54993
+# %% ../nbs/07a_side_by_side.ipynb #0a8b5f79
 AGAINST = {
     'DFME': dict(attack='dfme', budget=50_000),
     'DFMS-HL': dict(attack='dfms_hl', labels='hard', budget=20_000, attack_settings=dict(gan_steps=300)),
     'Knockoff': dict(attack='knockoff', budget=5_000, attack_settings=dict(source='mixed', epochs=10)),
     '100 real images': dict(attack='knockoff', budget=5_000, attack_settings=dict(source='distorted real', epochs=10)),
+    '100 real, hard': dict(attack='knockoff', labels='hard', budget=5_000, attack_settings=dict(source='distorted real', epochs=10)),
 }
 DEFENSE_ROWS = {f'{defense} | {attack}': dict(defense=defense) | row for defense in DEFENSES for attack, row in AGAINST.items()}
 STUDIES = dict(attacks={name: dict(defense='undefended') | row for name, row in ATTACK_ROWS.items()}, defenses=DEFENSE_ROWS)
@@ -85,7 +89,7 @@ COLUMNS = {
     'victim %': lambda rs: spread([r.utility['accuracy'] for r in rs]),
     'l1, own': lambda rs: f"{statistics.mean(r.utility['l1_own'] for r in rs):.3f}",
     'clone %, last': lambda rs: spread([r.clone['accuracy'] for r in rs]),
-    'chosen': lambda rs: spread([r.chosen['accuracy'] for r in rs]),
+    'chosen': lambda rs: spread([(r.chosen or r.clone)['accuracy'] for r in rs]),  # access that ended early leaves no choice
     'renamed': lambda rs: spread([r.clone['renamed'] for r in rs]),
     'agreement %': lambda rs: spread([r.clone['agreement'] for r in rs]),
     'queries': lambda rs: f'{sum(rs[0].ledger.values()):,}',
@@ -112,3 +116,35 @@ def by_defense(
     columns |= {attack: lambda item, attack=attack: spread([r.clone['accuracy'] for r in item[1][attack]]) if attack in item[1] else '' for attack in AGAINST}
     columns['renamed, largest'] = lambda item: spread([max(statistics.mean(r.clone['renamed'] for r in rs) for rs in item[1].values())])
     return row_table(list(rows.items()), columns)
+
+# %% ../nbs/07a_side_by_side.ipynb #7411c01c
+def best_of(records, defense, names):
+    "The best clone of some attacks on a defense, in per cent: mean over seeds, classes renamed."
+    found = [statistics.mean(r.clone['renamed'] for r in records[f'{defense} | {name}']) for name in names if f'{defense} | {name}' in records]
+    return 100 * max(found) if found else float('nan')
+
+def show_defenses(
+    records,  # dict: 'defense | attack' -> list of Records
+):            # -> the axes
+    "A line a defense: the best clone without data and with a hundred real images, and the price."
+    names = list(dict.fromkeys(name.split(' | ')[0] for name in records))
+    free = {name: best_of(records, name, ['DFME', 'DFMS-HL', 'Knockoff']) for name in names}
+    names.sort(key=free.get, reverse=True)
+    _, ax = plt.subplots(figsize=(7.5, .26 * len(names) + 1))
+    for y, name in enumerate(names):
+        rs = [r for row, group in records.items() if row.startswith(f'{name} | ') for r in group]
+        ax.plot(free[name], y, 'o', c='C0', label='data-free' if y == 0 else None)
+        ax.plot(best_of(records, name, ['100 real images', '100 real, hard']), y, 'x', c='C4', label='with 100 real images' if y == 0 else None)
+        price = f"{statistics.mean(100 * r.utility['accuracy'] for r in rs):.1f} %, l1 {statistics.mean(r.utility['l1_original'] for r in rs):.2f}"
+        ax.text(102, y, price, va='center', fontsize=8, c='dimgrey')
+    ax.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 100), xlabel='accuracy of the best clone, % (right: what honest users get)')
+    ax.legend(loc='lower left')
+    return ax
+
+# %% ../nbs/07a_side_by_side.ipynb #3eba1a4c
+def picture(path='results/defenses-digits.png', preset='digits'):
+    "The picture of the README, from the stored study."
+    use_style()
+    figure = show_defenses(read_study('defenses', project_path(f'results/defenses-{preset}'), preset=preset)).figure
+    figure.savefig(project_path(path), dpi=100)
+    plt.close(figure)

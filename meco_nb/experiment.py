@@ -170,7 +170,7 @@ def check_resume(s, path):
 def keep(path, record, theft):
     "The finished run: the clone's weights and what the attack asks, then the record, then no checkpoint any more."
     tensors = {f'clone.{name}': tensor.contiguous() for name, tensor in theft.clone.state_dict().items()}
-    tensors['samples'] = theft.attack.samples(64).contiguous()
+    tensors['asked'] = torch.stack(theft.asked or [theft.attack.samples(10)])  # (moments, 10, C, H, W)
     write_atomic(path.with_suffix('.safetensors'), lambda file: file.write(safetensors.torch.save(tensors)))
     save_json(path, asdict(record))
     theft.path.unlink(missing_ok=True)

@@ -94,19 +94,19 @@ class Theft:
         begin_service(defense, s.seed)
         self.oracle, self.view, self.clone, self.attack = assemble(s, defense, real, **api)
         self.chooser = Chooser(self.attack, self.clone, self.oracle, s.held_back, s.clone_average)
-        self.path, self.curve, self.seconds, self.saved = path and Path(path), [], 0., time.monotonic()
+        self.path, self.curve, self.asked, self.seconds, self.saved = path and Path(path), [], [], 0., time.monotonic()
         if self.path and self.path.exists(): self.load()
 
     def save(self):
         if not self.path: return
         parts = dict(attack=self.attack, oracle=self.oracle, chooser=self.chooser)
-        save_state(self.path, {name: part.state_dict() for name, part in parts.items()} | dict(curve=self.curve, seconds=self.seconds))
+        save_state(self.path, {name: part.state_dict() for name, part in parts.items()} | dict(curve=self.curve, asked=self.asked, seconds=self.seconds))
         self.saved = time.monotonic()
 
     def load(self):
         state = load_state(self.path)
         for name in ('attack', 'oracle', 'chooser'): getattr(self, name).load_state_dict(state[name])
-        self.curve, self.seconds = state['curve'], state['seconds']
+        self.curve, self.asked, self.seconds = state['curve'], state['asked'], state['seconds']
 
     def run(self,
         measure,     # function (clone) -> dict, what the curve shows
@@ -142,6 +142,7 @@ class Theft:
 
     def point(self, measure):
         self.chooser.look()
+        self.asked.append(self.attack.samples(10).cpu())  # what the attack would ask now: for the eye, not charged
         self.curve.append(dict(queries=self.oracle.used, **measure(self.clone)))
 
     def chosen(self, judge):

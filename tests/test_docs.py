@@ -1,4 +1,5 @@
 "The pages of the site, built offline with smalldocs from what nbdev hands to Quarto."
+import html
 import json
 import os
 import re
@@ -13,7 +14,8 @@ from markdown_katex.wrapper import KatexError, tex2html
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 NOTEBOOKS = sorted((ROOT / 'nbs').glob('*.ipynb'))
-HARMLESS = ('output-file is not read', 'is not built: smalldocs', 'smalldocs runs no code', 'thing(s) to look at', 'page(s);')
+HARMLESS = ('output-file is not read', 'is not built: smalldocs', 'smalldocs runs no code', 'thing(s) to look at', 'page(s);',
+            'a citation; smalldocs has no bibliography', 'bibliography is ignored', 'link-citations is ignored')
 
 
 @pytest.fixture(scope='module')
@@ -46,6 +48,36 @@ def test_a_page_has_a_title_its_words_and_its_figures(site, path):
     assert re.search(r'<title>[^<]*' + re.escape(title), page)
     figures = sum('image/png' in output.get('data', {}) for cell in cells for output in cell.get('outputs', []))
     assert page.count('<img') >= figures
+
+
+def shows_figure(cell): return any('image/png' in output.get('data', {}) for output in cell.get('outputs', []))
+
+
+def test_every_figure_has_alternative_text(site):
+    for path in NOTEBOOKS:
+        page = (site / '_docs' / f'{path.stem}.html').read_text()
+        for cell in json.loads(path.read_text())['cells']:
+            if not shows_figure(cell): continue
+            text = re.search(r'^#\| fig-alt: "(.{20,})"$', ''.join(cell['source']), re.M)
+            assert text, f"{path.name} draws without a word for those who cannot see it: {''.join(cell['source'])[:200]}"
+            assert html.escape(text[1], quote=True) in page or text[1] in page, path.name
+
+
+def test_pages_hold_no_dead_widgets():
+    for path in NOTEBOOKS:
+        assert 'widget-view' not in path.read_text() and 'interactive(children' not in path.read_text(), path.name
+
+
+def test_every_citation_is_in_the_bibliography_and_every_work_in_the_list():
+    "Citations, references.bib and the readable list of the index are one thing."
+    bib = (ROOT / 'nbs' / 'references.bib').read_text()
+    keys, titles = set(re.findall(r'@\w+\{(\w+),', bib)), re.findall(r', title = \{(.+?)\},$', bib, re.M)
+    text = {path.stem: '\n'.join(''.join(cell['source']) for cell in json.loads(path.read_text())['cells'] if cell['cell_type'] == 'markdown')
+            for path in NOTEBOOKS}
+    cited = {key for words in text.values() for key in re.findall(r'\[-?@(\w+)', words)}
+    assert cited == keys, (cited - keys, keys - cited)
+    assert len(titles) == len(keys)
+    for title in titles: assert title in text['index'], title
 
 
 def formulas(path):

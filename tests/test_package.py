@@ -1,14 +1,18 @@
 "The package as it is installed."
+import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from meco_nb.attacks import ATTACKS
 from meco_nb.data import DEBIAN, load_data
 from meco_nb.defenses import DEFENSES
+from meco_nb.settings import resolve
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,6 +41,29 @@ def test_fashion_mnist_from_debian(tmp_path):
     assert abs(large.mean[0] - .2860) < .002 and abs(large.std[0] - .3530) < .003       # the numbers everybody normalises with
     assert large.train.tensors[1].bincount().tolist() == [6000] * 10
     assert abs(small.mean[0] - large.mean[0]) < .002
+
+
+def commands():
+    "The papermill lines of the README: (notebook, dict of parameters)."
+    for line in re.findall(r'^\.venv/bin/papermill (.+)$', (ROOT / 'README.md').read_text(), re.M):
+        notebook, _, *words = shlex.split(line)
+        given = {}
+        for flag, *rest in zip(words, words[1:], words[2:] + ['']):
+            if flag == '-p': given[rest[0]] = rest[1]
+            if flag == '-y': given |= yaml.safe_load(rest[0])
+        yield notebook, given
+
+
+def test_the_papermill_lines_of_the_readme_ask_for_what_there_is():
+    "Names and values, without running them: tests/test_notebooks.py runs notebooks."
+    lines = list(commands())
+    assert len(lines) >= 8
+    for notebook, given in lines:
+        cells = json.loads((ROOT / notebook).read_text())['cells']
+        parameters = next(''.join(cell['source']) for cell in cells if 'parameters' in cell['metadata'].get('tags', []))
+        known = re.findall(r'^(\w+) =', parameters, re.M)
+        assert set(given) <= set(known), (notebook, given)
+        if notebook == 'nbs/05_attacks.ipynb': resolve(**{'preset': 'digits', **{k: v for k, v in given.items() if k not in ('resume', 'seed')}})
 
 
 def test_the_python_of_the_readme_runs():

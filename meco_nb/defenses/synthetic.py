@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['SYNTHETIC', 'Logged', 'thief_images', 'judge', 'gan_images', 'Denoiser', 'diffusion_images']
 
-# %% ../../nbs/04d1_synthetic_images.ipynb #2d8d93c0
+# %% ../../nbs/04d1_synthetic_images.ipynb #138195c2
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import TensorDataset
 
 from ..attacks.dfme import DFME
 from .ensembles import reinitialised
