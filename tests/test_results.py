@@ -8,7 +8,7 @@ from meco_nb.comparison import read_study
 from meco_nb.experiment import Record
 
 RESULTS = Path(__file__).parent.parent / 'results'
-STORED = sorted(path for study in ('attacks', 'defenses') for path in RESULTS.glob(f'{study}-*'))
+STORED = sorted(path for study in ('attacks', 'defenses') for path in RESULTS.glob(f'{study}-*') if path.is_dir())
 
 
 @pytest.mark.parametrize('folder', STORED, ids=lambda path: path.name)
