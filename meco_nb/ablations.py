@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['ROWS', 'row_settings', 'study', 'project_path', 'read_study', 'spread', 'summary']
 
-# %% ../nbs/06_ablations.ipynb #caefaf9b
+# %% ../nbs/06_ablations.ipynb #b5955605
 import statistics
 from pathlib import Path
 
 import meco_nb
 from .experiment import load_records, run_name
 from .grid import run_all
-from .settings import resolve, whole_number
+from .settings import resolve
 
 # %% ../nbs/06_ablations.ipynb #50f698a7
 def _own(**settings): return dict(defense_settings=settings)

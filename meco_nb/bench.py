@@ -6,8 +6,7 @@
 __all__ = ['in_turn', 'svgd_by_particle', 'bench_svgd', 'straightforward_loss', 'separate_loss', 'one_gradient_loss',
            'bench_training', 'PlainGenerator', 'plain_dfme_step', 'bench_dfme', 'main', 'bench_table']
 
-# %% ../nbs/08_performance.ipynb #b3bc550f
-import json
+# %% ../nbs/08_performance.ipynb #a70c3de7
 import statistics
 import time
 

@@ -5,11 +5,9 @@
 # %% auto #0
 __all__ = ['COLORS', 'DASHES', 'OWNERS', 'use_style', 'draw_image', 'show_images', 'diagram']
 
-# %% ../nbs/09c_drawing.ipynb #8e22ce77
+# %% ../nbs/09c_drawing.ipynb #6d75423b
 import matplotlib.pyplot as plt
-import torch
 from matplotlib import rcParams
-from matplotlib.colors import to_rgb
 
 # %% ../nbs/09c_drawing.ipynb #bcda63b8
 COLORS = dict(blue='#0072B2', orange='#E69F00', green='#009E73', pink='#CC79A7', red='#D55E00', sky='#56B4E9')

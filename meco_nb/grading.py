@@ -6,7 +6,7 @@
 __all__ = ['DATA_FREE', 'WITH_REAL_IMAGES', 'STRONGEST', 'QUICK', 'SHORT', 'knockoff', 'dfme', 'nearest_preset', 'row_settings',
            'grade', 'best', 'check_folder', 'attempt', 'Grade']
 
-# %% ../nbs/07_grade.ipynb #8b2637a2
+# %% ../nbs/07_grade.ipynb #bae632fb
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 
 from .choice import judge
 from .experiment import Record, keep, made_by, real_images, row_table, run_name, weights_digest
-from .oracle import Oracle, Undefended
+from .oracle import Oracle
 from .settings import PRESETS, auto_preset, resolve, whole_number
 from .theft import Theft, one_thread
 from .training import evaluate, save_json

@@ -117,7 +117,7 @@ def distorted(images, random, turn=math.pi / 6, scale=.2, shift=.15, light=.3):
     "Each image turned, scaled, shifted and recoloured at random; stays in [0, 1]."
     between = lambda size: (2 * torch.rand(len(images), generator=random) - 1) * size
     angle, factor = between(turn), 1 + between(scale)
-    c, s, zero = factor * angle.cos(), factor * angle.sin(), torch.zeros(len(images))
+    c, s = factor * angle.cos(), factor * angle.sin()
     maps = torch.stack([c, -s, 2 * between(shift), s, c, 2 * between(shift)], 1).view(-1, 2, 3)
     moved = F.grid_sample(images.cpu(), F.affine_grid(maps, list(images.shape), align_corners=False), padding_mode='border', align_corners=False)
     view = lambda values: values.view(-1, 1, 1, 1)

@@ -100,7 +100,12 @@ def check_keys(kind, given, known):
 def keywords(*functions):
     "The names of all parameters of some functions that are settings: those with a default, but for what an experiment itself hands over."
     handed = ('checkpoint', 'each_epoch', 'text', 'seed', 'batch_size', 'shape', 'images')
-    return [name for f in functions for name, p in inspect.signature(f).parameters.items() if p.default is not p.empty and name not in handed]
+    names = []
+    for f in functions:
+        parameters = inspect.signature(f).parameters.values()
+        names += [p.name for p in parameters if p.default is not p.empty and p.name not in handed]
+        if isinstance(f, type) and any(p.kind is p.VAR_KEYWORD for p in parameters): names += keywords(f.__mro__[1])  # what it hands on
+    return list(dict.fromkeys(names))
 
 # %% ../nbs/09a_settings.ipynb #8d878a39
 def auto_preset(dataset=None):

@@ -5,9 +5,7 @@
 # %% auto #0
 __all__ = ['unit_directions', 'estimate_gradient']
 
-# %% ../nbs/02_zeroth_order.ipynb #34259e96
-import math
-
+# %% ../nbs/02_zeroth_order.ipynb #1b5664bc
 import torch
 
 # %% ../nbs/02_zeroth_order.ipynb #559b8dd9

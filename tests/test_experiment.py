@@ -10,6 +10,7 @@ import pytest
 
 from meco_nb.experiment import load_records, run, run_name
 from meco_nb.settings import resolve
+from meco_nb.training import save_state
 
 SHORT = dict(preset='digits', defense='meco', budget=15_000, victim_settings=dict(epochs=2), defense_settings=dict(epochs=1))
 
@@ -42,6 +43,16 @@ def test_a_stopped_run_ends_as_the_whole_one(tmp_path, whole, how):
     record = run(**settings, resume=True)
     assert record.weights == whole.weights and record.ledger == whole.ledger and record.curve == whole.curve
     assert not checkpoint.exists() and load_records(tmp_path) == [record]
+
+
+@pytest.mark.parametrize('content', [b'', b'PK', {'attack': {}}, {'attack': {}, 'oracle': {}, 'chooser': {}}])
+def test_a_useless_checkpoint_says_what_to_do(tmp_path, content):
+    settings = dict(SHORT, budget=500, out=str(tmp_path))
+    checkpoint = tmp_path / f'{run_name(resolve(**settings))}.checkpoint'
+    checkpoint.write_bytes(content) if isinstance(content, bytes) else save_state(checkpoint, content)
+    with pytest.raises(ValueError, match='cannot go on from .* move it away'): run(**settings, resume=True)
+    checkpoint.unlink()
+    assert sum(run(**settings, resume=True).ledger.values()) == 500
 
 
 def test_a_failed_process_says_why(tmp_path):

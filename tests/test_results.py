@@ -1,5 +1,6 @@
 "The stored studies are what the pages show."
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,11 @@ def test_every_record_is_read_and_adds_up(folder):
     assert {record.name for record in read} == {path.stem for path in folder.glob('*.json')} and read
     for record in read:
         assert sum(record.ledger.values()) <= record.settings['budget'] and record.made_by['commit']
-        assert record.chosen or record.settings['defense'] == 'model_guardian'  # which may end access before there is a choice
+        assert record.chosen or sum(record.ledger.values()) < record.settings['budget']  # access ended before there was a choice
 
 
 @pytest.mark.parametrize('path', sorted(RESULTS.glob('*-*/*.json')), ids=lambda path: path.stem)
 def test_a_record_holds_no_path_of_the_machine_that_made_it(path):
     text = path.read_text()
     Record(**json.loads(text))
-    assert '/root' not in text and '/home' not in text and '/tmp' not in text
+    assert not re.search(r'"/\w+/', text)  # an absolute path

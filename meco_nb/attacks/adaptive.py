@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['PERTURB', 'LearnedNoise', 'Perturbing', 'Jittered', 'perturbed_pair']
 
-# %% ../../nbs/05f_adaptive.ipynb #7235800e
+# %% ../../nbs/05f_adaptive.ipynb #c2c4bdd5
 import torch
 from torch import nn
 
-from ..oracle import Averaged, Randomness, Wrapped
+from ..oracle import Randomness, Wrapped
 
 # %% ../../nbs/05f_adaptive.ipynb #9b0efa42
 class LearnedNoise(nn.Module):

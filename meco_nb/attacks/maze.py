@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['MAZE']
 
-# %% ../../nbs/05b_maze.ipynb #22d08c89
+# %% ../../nbs/05b_maze.ipynb #7f0bdf97
 import torch
 
 from .base import Memory, anneal, choose_loss, clone_step, study
-from .dfme import DFME, clone_gradient_step, generator_step
+from .dfme import DFME, learn_fresh
 
 # %% ../../nbs/05b_maze.ipynb #d10cfbf5
 class MAZE(DFME):
@@ -18,27 +18,16 @@ class MAZE(DFME):
         clone,              # nn.Module giving logits (N, K), trained in place
         shape=None,         # (C, H, W) of the images to invent; default: the clone's `image_shape`
         batch_size=128,     # B
-        generator_steps=1,  # n_G; 0: the generator is never trained
-        clone_steps=5,      # n_C
-        replay_steps=10,    # n_R, clone steps on old answers
         directions=10,      # m
-        delta=1e-3,
-        central=False,
-        gradient='victim',
-        clone_lr=.1,
         generator_lr=1e-3,  # of SGD
-        width=64,
         latent=100,
         loss='kl',
-        floor=1e-12,
-        source=None,
-        images=None,
+        replay_steps=10,    # n_R, clone steps on old answers
         memory=20_000,      # images that are kept
         flavour='maze',     # or 'dfme'
-        seed=0,
+        **settings,         # of `DFME`
     ):
-        super().__init__(clone, shape, batch_size, generator_steps, clone_steps, directions, delta, central, gradient,
-                         clone_lr, generator_lr, width, latent, loss, floor, source, images, seed)
+        super().__init__(clone, shape, batch_size, directions=directions, generator_lr=generator_lr, latent=latent, loss=loss, **settings)
         if flavour not in ('maze', 'dfme'): raise ValueError(f"flavour must be 'maze' or 'dfme', got {flavour!r}")
         self.flavour, self.replay_steps, self.memory = flavour, replay_steps, Memory(memory)
         self.generator_optimizer = torch.optim.SGD(self.generator.parameters(), generator_lr, momentum=.9, weight_decay=5e-4)
@@ -55,25 +44,10 @@ class MAZE(DFME):
         self.generator.train()
         if oracle.remaining >= sum(self.cost().values()):
             for _ in range(self.generator_steps): losses['generator'], *bought = self.move(oracle, self.latents(self.batch_size), loss)
-        if bought and self.reuses(): self.study(*bought, loss)
-        for _ in range(self.clone_steps - bool(bought and self.reuses())):
-            count = min(self.batch_size, oracle.remaining)
-            if count == 0: break
-            images = self.draw(count)
-            bought = images, oracle(images, 'clone')
-            losses['clone'] = self.study(*bought, loss)
-        if self.flavour == 'maze': self.replay(bought, loss)
+        reused = bool(bought and self.reuses())
+        if reused: clone_step(self.clone, self.clone_optimizer, *bought, loss, self.floor)
+        value, last = learn_fresh(self, oracle, self.clone_steps - reused)
+        if last: losses['clone'], bought = value, last
+        if self.flavour == 'maze' and bought: self.memory.add(*bought)
+        if len(self.memory): study(self.clone, self.clone_optimizer, self.memory, self.batch_size, self.random, loss, self.floor, self.replay_steps)
         return losses
-
-    def move(self, oracle, z, loss):
-        if self.gradient == 'clone': return (clone_gradient_step(self.generator, self.generator_optimizer, self.clone, z),)
-        return generator_step(self.generator, self.generator_optimizer, self.clone, oracle, z, self.random,
-                              self.directions, self.delta, loss, self.floor, self.central)
-
-    def study(self, images, answers, loss): return clone_step(self.clone, self.clone_optimizer, images, answers, loss, self.floor)
-
-    def replay(self, bought, loss):
-        "Remember the last batch; learn from random old ones."
-        if bought: self.memory.add(*bought)
-        if len(self.memory):
-            study(self.clone, self.clone_optimizer, self.memory, self.batch_size, self.random, loss, self.floor, self.replay_steps)

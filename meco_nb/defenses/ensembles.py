@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['reinitialised', 'make_members', 'pair_cosines', 'coherence', 'edm_loss', 'pick', 'hash_network', 'anchor_task',
-           'train_hash', 'EDM', 'misleader_loss', 'MeanAnswer', 'Misleader']
+           'train_hash', 'ask_each', 'EDM', 'misleader_loss', 'MeanAnswer', 'Misleader']
 
-# %% ../../nbs/04b_ensembles.ipynb #9bce8ade
+# %% ../../nbs/04b_ensembles.ipynb #18c56b0c
 import copy
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from ..images import Source, distorted, make_images
+from ..images import Source, distorted
 from ..kd import kl_divergence, soften
 from ..models import build_model
 from ..training import train
@@ -119,6 +119,18 @@ def train_hash(network, shape, classes, seed, epochs=10):
     train(network, lambda x, y: F.cross_entropy(network(x), y), anchor_task(shape, classes, seed=seed), epochs, lr=3e-3, seed=seed, text='hash')
     network.requires_grad_(False)
 
+# %% ../../nbs/04b_ensembles.ipynb #b19d3afc
+def ask_each(
+    members,  # list of classifiers giving logits
+    index,    # (N,), which of them answers each image
+    images,   # (N, C, H, W)
+):            # probabilities (N, K)
+    "Each image's answer by its own member, which sees its images as one batch."
+    order = index.argsort(stable=True)
+    parts = images[order].split(index.bincount(minlength=len(members)).tolist())
+    answers = torch.cat([member(part).softmax(-1) for member, part in zip(members, parts) if len(part)])
+    return answers[order.argsort()]
+
 # %% ../../nbs/04b_ensembles.ipynb #da0287a7
 class EDM(nn.Module):
     "Ensemble of diverse models (Kariyappa et al., ICLR 2021): a hash of the image decides which member answers."
@@ -141,12 +153,7 @@ class EDM(nn.Module):
 
     def route(self, images): return pick(self.hash(images).softmax(-1), len(self.members), self.bins)
 
-    def forward(self, images):
-        index = self.route(images)
-        order = index.argsort(stable=True)
-        parts = images[order].split(index.bincount(minlength=len(self.members)).tolist())
-        answers = torch.cat([member(part).softmax(-1) for member, part in zip(self.members, parts) if len(part)])
-        return answers[order.argsort()]
+    def forward(self, images): return ask_each(self.members, self.route(images), images)
 
     def fit(self,
         data,           # Data; only its training set is used
