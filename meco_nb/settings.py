@@ -20,7 +20,7 @@ from .defenses import DEFENSES
 from .models import MODELS, check_name
 from .training import train
 
-# %% ../nbs/09a_settings.ipynb #681e5ed5
+# %% ../nbs/09a_settings.ipynb #a16765be
 THREE = ['lenet5', 'lenet5', 'lenet5_half']  # the three members of MISLEADER for small images
 
 PRESETS = dict(
@@ -32,7 +32,7 @@ PRESETS = dict(
             meco=dict(width=8, strength=.2, epochs=10, lr=2e-3), meco_literal=dict(width=8, epochs=10, lr=2e-3), meco_released=dict(epochs=10, lr=2e-3),
             edm=dict(epochs=20, lr=5e-3), misleader=dict(models=THREE, epochs=20, lr=5e-3), ini=dict(epochs=10, lr=2e-3),
             adaptive_misinformation=dict(epochs=10, lr=2e-3), model_guardian=dict(epochs=10, lr=5e-3, batch_size=256),
-            gaussian_output=dict(l1=.04), gaussian_input=dict(size=.2, epochs=10, lr=2e-3))),
+            gaussian_output=dict(l1=.04), gaussian_input=dict(size=.1, l1=.04, epochs=10, lr=2e-3))),
     fashion_mnist16=dict(
         dataset='fashion_mnist16', victim='lenet5', clone='lenet5', budget=250_000, batch_size=64,
         victim_settings=dict(lr=2e-3, epochs=8, batch_size=128), clone_settings=dict(batch_norm=True),
@@ -40,10 +40,10 @@ PRESETS = dict(
         defense_settings=dict(
             meco=dict(width=8, strength=.1, clean=1., epochs=3, lr=1e-3, batch_size=128),
             meco_literal=dict(width=8, epochs=3, lr=1e-3, batch_size=128), meco_released=dict(epochs=3, lr=1e-3, batch_size=128),
-            edm=dict(epochs=3, lr=2e-3, batch_size=128), misleader=dict(models=THREE, epochs=3, lr=2e-3, batch_size=128),
+            edm=dict(epochs=3, lr=2e-3, batch_size=128), misleader=dict(models=THREE, epochs=12, lr=2e-3, batch_size=128),
             ini=dict(epochs=3, lr=1e-3, batch_size=128), adaptive_misinformation=dict(threshold=.3, epochs=3, lr=1e-3, batch_size=128),
             model_guardian=dict(most=2000, batch_size=256, lr=3e-3),
-            gaussian_output=dict(l1=.04), gaussian_input=dict(size=.1, epochs=3, lr=1e-3, batch_size=128))),
+            gaussian_output=dict(l1=.04), gaussian_input=dict(size=.03, l1=.04, epochs=3, lr=1e-3, batch_size=128))),
     paper=dict(
         dataset='cifar10', victim='resnet34_8x', clone='resnet18_8x', budget=20_000_000, batch_size=256,
         victim_settings=dict(optimizer='sgd', lr=.1, weight_decay=5e-4, epochs=100, batch_size=128, augmented=True),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CELLS', 'milliseconds', 'latency', 'peak', 'peak_growth', 'added_memory', 'parameters', 'train_and_time', 'measure',
-           'meco_overhead', 'read', 'main', 'utility_table']
+           'meco_overhead', 'read', 'missing', 'main', 'utility_table']
 
 # %% ../nbs/04e_utility.ipynb #38a3ecbc
 import json
@@ -133,16 +133,22 @@ def meco_overhead(
 # %% ../nbs/04e_utility.ipynb #e47d07b2
 def read(path): return json.loads(path.read_text()) if path.exists() else dict(rows={})
 
+def missing(
+    table,   # dict with 'rows': name of the defense -> what `measure` gave
+    preset,
+):           # list of names
+    "The defenses without a row of the settings that the preset has today."
+    return [name for name in DEFENSES if table['rows'].get(name, {}).get('settings') != resolve(preset=preset, defense=name).defense_settings]
+
 def main(
     preset='digits',
-    names=None,  # of the defenses; default: all that have no row yet. Those named are measured again
+    names=None,  # of the defenses; default: those `missing`. Those named are measured again
     path=None,   # of the table; default: results/utility-PRESET.json
 ):
     "Measure every defense, one thread, and keep the table."
     path = project_path(path or f'results/utility-{preset}.json')
     path.parent.mkdir(parents=True, exist_ok=True)
-    current = lambda name: read(path)['rows'].get(name, {}).get('settings') == resolve(preset=preset, defense=name).defense_settings
-    todo = names or [name for name in DEFENSES if not current(name)]
+    todo = names or missing(read(path), preset)
     with one_thread():
         models, s = {}, resolve(preset=preset, defense='undefended')
         data, victim, _, seconds = train_and_time(s, models)
