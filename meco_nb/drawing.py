@@ -20,8 +20,12 @@ def use_style():
                      'font.size': 9, 'legend.frameon': False, 'figure.constrained_layout.use': True, 'figure.dpi': 80})
 
 # %% ../nbs/09c_drawing.ipynb #7e75c125
-def draw_image(ax, image, low=0, high=1):
-    "One image (1 or 3, H, W) into some axes; `low` and `high` are drawn as white and black."
+def draw_image(
+    ax,             # matplotlib axes
+    image,          # (1 or 3, H, W)
+    low=0, high=1,  # the values drawn as white and black (one channel); colours are clipped to [0, 1]
+):
+    "One image into some axes."
     image = image.detach().cpu()
     if len(image) == 1: ax.imshow(image[0], cmap='gray_r', vmin=low, vmax=high)
     else: ax.imshow(image.permute(1, 2, 0).clip(0, 1))

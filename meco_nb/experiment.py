@@ -29,7 +29,9 @@ from .theft import Theft, begin_service, one_thread
 from .training import evaluate, fit, load_weights, save_json, save_weights, train, write_atomic
 
 # %% ../nbs/05_attacks.ipynb #077ff205
-def fingerprint(value): return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+def fingerprint(value):
+    "Eight hexadecimal digits that stand for a JSON value."
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 def trained(
     name,    # what to call it
@@ -182,7 +184,9 @@ def describe(s):
     return f'{s.defense}{control}' + ('' if s.where == 'all' else f", {s.where}'s queries only")
 
 # %% ../nbs/05_attacks.ipynb #280e8267
-def retrains(cls): return hasattr(cls, 'fit') and not getattr(cls, 'keeps_victim', False)
+def retrains(cls):
+    "Whether a defense trains a victim of its own."
+    return hasattr(cls, 'fit') and not getattr(cls, 'keeps_victim', False)
 
 def plan(
     s,  # Settings

@@ -17,10 +17,17 @@ from .data import DATASETS, batches, load_data
 from .models import Generator, to_image
 
 # %% ../nbs/00d_images.ipynb #80e84a4c
-def noise(count, shape, random): return torch.rand(count, *shape, generator=random)
+def noise(count, shape, random):
+    "Images (count, *shape) of uniform noise."
+    return torch.rand(count, *shape, generator=random)
 
 # %% ../nbs/00d_images.ipynb #7a3735e7
-def shapes(count, shape, random, pieces=8):
+def shapes(
+    count,     # of images
+    shape,     # (C, H, W)
+    random,    # torch.Generator
+    pieces=8,  # shapes drawn over each other
+):             # images (count, C, H, W) in [0, 1]
     "Images of overlapping shapes."
     channels, *sides = shape
     draw = lambda *size: torch.rand(count, *size, generator=random)
@@ -46,7 +53,12 @@ class Perceptron(nn.Module):
 
 class Waves(nn.Module):
     "Latent -> images (N, C, H, W), sums of random plane waves of up to `cycles` cycles an image."
-    def __init__(self, shape, latent=64, waves=32, cycles=2.):
+    def __init__(self,
+        shape,      # (C, H, W) of the images
+        latent=64,  # size of the input
+        waves=32,   # that each channel mixes
+        cycles=2.,  # most cycles of a wave along a side
+    ):
         super().__init__()
         self.shape, self.latent = tuple(shape), latent
         self.amplitude = nn.Linear(latent, shape[0] * waves)
@@ -58,7 +70,9 @@ class Waves(nn.Module):
         values = self.amplitude(z).view(len(z), self.shape[0], -1) @ self.waves
         return to_image(standardised(values.flatten(1)).view(len(z), *self.shape))
 
-def standardised(values): return (values - values.mean(-1, keepdim=True)) / (values.std(-1, keepdim=True) + 1e-6)
+def standardised(values):
+    "Each row (N, D) with mean 0 and standard deviation 1."
+    return (values - values.mean(-1, keepdim=True)) / (values.std(-1, keepdim=True) + 1e-6)
 
 # %% ../nbs/00d_images.ipynb #c1a06ed4
 NETWORKS = dict(convolutional=lambda shape: Generator(shape, latent=64, width=16), mlp=Perceptron, fourier=Waves)
@@ -113,8 +127,15 @@ def other_dataset(
     return images, labels
 
 # %% ../nbs/00d_images.ipynb #b4bbba71
-def distorted(images, random, turn=math.pi / 6, scale=.2, shift=.15, light=.3):
-    "Each image turned, scaled, shifted and recoloured at random; stays in [0, 1]."
+def distorted(
+    images,           # (N, C, H, W) in [0, 1]
+    random,           # torch.Generator, or None for torch's own
+    turn=math.pi / 6, # most that an image is turned, in radians
+    scale=.2,         # most that it is stretched or shrunk, a share of its size
+    shift=.15,        # most that it is moved, a share of its side
+    light=.3,         # most that its contrast changes, and twice the change of its brightness
+):                    # images of the same shape, in [0, 1], on the CPU
+    "Each image turned, scaled, shifted and recoloured at random."
     between = lambda size: (2 * torch.rand(len(images), generator=random) - 1) * size
     angle, factor = between(turn), 1 + between(scale)
     c, s = factor * angle.cos(), factor * angle.sin()

@@ -26,7 +26,13 @@ class Normalize(nn.Module):
 # %% ../nbs/00b_models.ipynb #799c29b5
 class Classifier(nn.Module):
     "A network behind its normalisation: images (N, C, H, W) in [0, 1] -> logits (N, K)."
-    def __init__(self, name, network, image_shape, num_classes, mean, std):
+    def __init__(self,
+        name,         # one of MODELS
+        network,      # nn.Module: normalised images -> logits
+        image_shape,  # (C, H, W)
+        num_classes,  # K
+        mean, std,    # of each channel's pixels, which are in [0, 1]
+    ):
         super().__init__()
         self.name, self.image_shape, self.num_classes = name, tuple(image_shape), num_classes
         self.normalize, self.network = Normalize(mean, std), network
@@ -39,7 +45,12 @@ SMALL = [(12, 3, ''), (32, 3, 'pool'), (32, 3, 'pool')]  # below
 
 class LeNet5(nn.Sequential):
     "LeNet-5 with ReLU and max-pooling, for images of 8 to 32 pixels a side."
-    def __init__(self, shape, num_classes, scale=1., batch_norm=False):
+    def __init__(self,
+        shape,             # (C, H, W)
+        num_classes,       # K
+        scale=1.,          # of all widths
+        batch_norm=False,  # after each convolution
+    ):
         channels, *sides = shape
         if not all(8 <= side <= 32 for side in sides): raise ValueError(f"LeNet-5 takes images of 8 to 32 pixels a side, got {tuple(shape)}")
         large, layers = min(sides) >= 28, []

@@ -45,7 +45,12 @@ def one_thread():
 # %% ../nbs/09b_theft.ipynb #0505b2e0
 class SplitOracle(Oracle):
     "An oracle that answers one purpose with the defense, and all others with the same weights undefended."
-    def __init__(self, defense, where, budget, labels='soft'):
+    def __init__(self,
+        defense,        # with `victim`, the same weights undefended
+        where,          # the purpose whose queries it answers: 'generator' or 'clone'
+        budget,         # queries in all
+        labels='soft',  # or 'hard'
+    ):
         super().__init__(defense, budget, labels)
         self._where, self._sides = where, {True: defense, False: Undefended(defense.victim)}
 

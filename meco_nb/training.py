@@ -32,9 +32,17 @@ def write_atomic(
         os.fsync(file.fileno())
     os.replace(part, path)
 
-def save_state(path, state): write_atomic(path, lambda file: torch.save(state, file))
-def load_state(path): return torch.load(path, map_location='cpu', weights_only=True)
-def save_json(path, value): write_atomic(path, lambda file: file.write((json.dumps(value, indent=1) + '\n').encode()))
+def save_state(path, state):
+    "Tensors, numbers and containers of them, to go on from."
+    write_atomic(path, lambda file: torch.save(state, file))
+
+def load_state(path):
+    "What `save_state` wrote, on the CPU; nothing in the file is executed."
+    return torch.load(path, map_location='cpu', weights_only=True)
+
+def save_json(path, value):
+    "A value as JSON."
+    write_atomic(path, lambda file: file.write((json.dumps(value, indent=1) + '\n').encode()))
 
 def save_weights(
     path,    # of the safetensors file; a JSON file of the same name lies beside it
@@ -92,7 +100,13 @@ def augment(
     return padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
 
 # %% ../nbs/00c_training.ipynb #ea7a03cc
-def make_optimizer(model, kind, lr, weight_decay, steps):
+def make_optimizer(
+    model,         # nn.Module
+    kind,          # 'adamw' or 'sgd' (with Nesterov's momentum .9)
+    lr,            # the highest of the cycle
+    weight_decay,
+    steps,         # of the whole training
+):                 # -> optimiser, schedule
     "The optimiser and its one-cycle schedule over `steps` steps."
     if kind == 'adamw': optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay)
     elif kind == 'sgd': optimizer = torch.optim.SGD(model.parameters(), lr, momentum=.9, weight_decay=weight_decay, nesterov=True)

@@ -89,7 +89,9 @@ def added_memory(name, preset, shape, num_classes, count=256, rounds=3):
     return statistics.median(float(run.stdout.split()[-1]) for run in runs)
 
 # %% ../nbs/04e_utility.ipynb #67e9168b
-def parameters(module): return sum(p.numel() for p in module.parameters())
+def parameters(module):
+    "How many numbers are learned."
+    return sum(p.numel() for p in module.parameters())
 
 def train_and_time(s, models):
     "What `prepare` gives, and the processor seconds that training took."
@@ -131,7 +133,9 @@ def meco_overhead(
     return dict(meco_to_parts=ratio('meco', 'parts'), parts_to_victim=ratio('parts', 'victim'))
 
 # %% ../nbs/04e_utility.ipynb #e47d07b2
-def read(path): return json.loads(path.read_text()) if path.exists() else dict(rows={})
+def read(path):
+    "A stored table; one without rows where there is none."
+    return json.loads(path.read_text()) if path.exists() else dict(rows={})
 
 def missing(
     table,   # dict with 'rows': name of the defense -> what `measure` gave

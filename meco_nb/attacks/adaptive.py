@@ -14,7 +14,12 @@ from ..oracle import Randomness, Wrapped
 # %% ../../nbs/05f_adaptive.ipynb #9b0efa42
 class LearnedNoise(nn.Module):
     "images (N, C, H, W) -> images moved by h(x, noise), inside [0, 1]; each pixel by at most `strength`."
-    def __init__(self, channels, width=64, strength=.1, seeding=0):
+    def __init__(self,
+        channels,     # of the images
+        width=64,     # of the two residual blocks
+        strength=.1,  # most that a pixel is moved, pixels being in [0, 1]
+        seeding=0,    # of the noise, as for `Randomness`; 'keyed': drawn from the image
+    ):
         super().__init__()
         conv = lambda inputs, outputs: nn.Conv2d(inputs, outputs, 3, padding=1)
         block = lambda: nn.Sequential(conv(width, width), nn.ReLU(), conv(width, width))

@@ -47,7 +47,9 @@ def generator_step(
     return -values.mean().item(), images, answers
 
 # %% ../../nbs/05a_dfme.ipynb #d66baf1e
-def entropy(probs): return -(probs * (probs + 1e-12).log()).sum(-1)
+def entropy(probs):
+    "Of each row (N, K), in nats: (N,)."
+    return -(probs * (probs + 1e-12).log()).sum(-1)
 
 def clone_gradient_step(
     generator,      # Generator

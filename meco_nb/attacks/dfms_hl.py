@@ -30,7 +30,10 @@ class Discriminator(nn.Sequential):
         super().__init__(*layers, nn.Flatten(), nn.LazyLinear(1), nn.Flatten(0))
         with torch.no_grad(): self(torch.zeros(2, *shape))
 
-def class_entropy(logits): return _entropy(logits.softmax(-1).mean(0))
+def class_entropy(logits):
+    "Of the mean answer to a batch (N, K), in nats."
+    return _entropy(logits.softmax(-1).mean(0))
+
 def _entropy(p): return -(p * (p + 1e-5).log()).sum()
 
 def gan_step(

@@ -17,7 +17,12 @@ from ..images import Source, other_dataset
 # %% ../../nbs/05d_knockoff.ipynb #00387015
 class Kinds:
     "Images by kind: `kinds(which, random)` draws one image for each entry of `which`."
-    def __init__(self, source, shape, seed=0, images=None):
+    def __init__(self,
+        source,       # a dataset's name, or any other `images.Source`
+        shape,        # (C, H, W) of the images wanted
+        seed=0,       # of the order of a dataset, or of an untrained network's weights
+        images=None,  # what the source 'real' draws from (N, C, H, W)
+    ):
         if source in DATASETS:
             pool, labels = other_dataset(source, shape)
             order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))

@@ -17,7 +17,18 @@ from .dfme import GeneratorAttack
 # %% ../../nbs/05h_older.ipynb #2bfc69a9
 class DaST(GeneratorAttack):
     "DaST (Zhou et al. 2020). beta=0 is its label-only version."
-    def __init__(self, clone, shape=None, batch_size=500, alpha=.2, beta=.1, clone_lr=1e-4, generator_lr=1e-4, width=64, latent=128, images=None, seed=0):
+    def __init__(self,
+        clone,           # nn.Module giving logits (N, K), trained in place
+        shape=None,      # (C, H, W) of the images to invent; default: the clone's `image_shape`
+        batch_size=500,
+        alpha=.2,        # weight of the class that was asked for
+        beta=.1,         # weight of the probabilities
+        clone_lr=1e-4, generator_lr=1e-4,  # of Adam
+        width=64,        # of the generator
+        latent=128,      # of the generator, at least the number of classes
+        images=None,     # not used: data-free
+        seed=0,
+    ):
         super().__init__(clone, shape, batch_size, width, latent, clone_lr, seed=seed)
         self.alpha, self.beta = alpha, beta
         self.clone_optimizer = torch.optim.Adam(clone.parameters(), clone_lr, (.5, .999))
@@ -26,7 +37,12 @@ class DaST(GeneratorAttack):
 
     def cost(self): return {'clone': self.batch_size}
 
+    def distance(self, logits, answers):
+        "L_C."
+        return F.cross_entropy(logits, answers.argmax(-1)) + self.beta * (logits.softmax(-1) - answers).square().sum(-1).mean()
+
     def step(self, oracle):
+        "One batch: invented and asked about once, for the clone's step and the generator's."
         z = self.latents(min(self.batch_size, oracle.remaining))
         asked_for = torch.arange(len(z), device=z.device) % oracle.num_classes
         z[:, :oracle.num_classes] = F.one_hot(asked_for, oracle.num_classes).float()
@@ -39,26 +55,26 @@ class DaST(GeneratorAttack):
         clone_loss.backward()
         logits = self.clone(images)
         generator_loss = (-self.distance(logits, answers)).exp() + self.alpha * F.cross_entropy(logits, asked_for)
-        gradients = torch.autograd.grad(generator_loss, list(self.generator.parameters()))
+        gradients = torch.autograd.grad(generator_loss, list(self.generator.parameters()))  # through the clone, which it leaves alone
         for parameter, gradient in zip(self.generator.parameters(), gradients): parameter.grad = gradient
         self.clone_optimizer.step()
         self.generator_optimizer.step()
         return dict(clone=clone_loss.item(), generator=generator_loss.item())
 
-    def distance(self, logits, answers):
-        return F.cross_entropy(logits, answers.argmax(-1)) + self.beta * (logits.softmax(-1) - answers).square().sum(-1).mean()
-
 # %% ../../nbs/05h_older.ipynb #dcbd7833
 def distance_along(
-    label,      # function (images) -> classes (N,)
-    images,     # (N, C, H, W)
-    y,          # (N,), the class that has to be left
-    direction,  # (N, C, H, W), each of length 1
+    label,        # function (images) -> classes (N,)
+    images,       # (N, C, H, W)
+    y,            # (N,), the class that has to be left
+    direction,    # (N, C, H, W), each of length 1
     target=None,  # (N,): it counts only when this class is entered
-    doublings=6, halvings=8, start=.1,
-):              # (N,), infinite where the boundary was not met
+    doublings=6, halvings=8,
+    start=.1,     # the first step, an l2 distance in pixels of [0, 1]
+):                # (N,), infinite where the boundary was not met
     "How far each image can go along its direction before its class changes."
-    left = lambda t: (lambda c: c == target if target is not None else c != y)(label((images + t.view(-1, 1, 1, 1) * direction).clamp(0, 1)))
+    def left(t):
+        found = label((images + t.view(-1, 1, 1, 1) * direction).clamp(0, 1))
+        return found != y if target is None else found == target
     low, high = torch.zeros(len(images)), torch.full((len(images),), start)
     met = left(high)
     for _ in range(doublings):
@@ -73,30 +89,42 @@ def distance_along(
 # %% ../../nbs/05h_older.ipynb #20046ff7
 def unit(x): return x / x.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
 
-def nearest_boundary(label, images, y, random, starts=5, steps=2, probes=10, rate=.2, small=.1):
-    "Directions (N, C, H, W) to a near boundary, and their distances (N,), by sign-OPT (Cheng et al. 2020) cut short."
+def nearest_boundary(
+    label,      # function (images) -> classes (N,)
+    images,     # (N, C, H, W)
+    y,          # (N,), their classes
+    random,     # torch.Generator
+    starts=5,   # random directions to begin with
+    steps=2,    # of improvement
+    probes=10,  # queries an image and step
+    rate=.2,    # length of a step
+    small=.1,   # length of a probe's move of the direction
+):              # directions (N, C, H, W) of length 1; distances (N,), infinite where no boundary was met
+    "The direction to a near boundary, by sign-OPT (Cheng et al. 2020) cut short."
     draw = lambda: unit(torch.randn(images.shape, generator=random))
     best, distance = draw(), torch.full((len(images),), math.inf)
-    for _ in range(starts):
-        direction = draw()
+    def better_of(direction):
         reached = distance_along(label, images, y, direction)
-        nearer = reached < distance
-        best, distance = torch.where(nearer.view(-1, 1, 1, 1), direction, best), torch.minimum(distance, reached)
+        return torch.where((reached < distance).view(-1, 1, 1, 1), direction, best), torch.minimum(distance, reached)
+    for _ in range(starts): best, distance = better_of(draw())
     for _ in range(steps):
         gradient, reach = torch.zeros_like(images), distance.nan_to_num(posinf=1.).view(-1, 1, 1, 1)
         for _ in range(probes):
             u = draw()
             nearer = label((images + reach * unit(best + small * u)).clamp(0, 1)) != y
             gradient += torch.where(nearer, -1., 1.).view(-1, 1, 1, 1) * u
-        direction = unit(best - rate * unit(gradient))
-        reached = distance_along(label, images, y, direction)
-        nearer = reached < distance
-        best, distance = torch.where(nearer.view(-1, 1, 1, 1), direction, best), torch.minimum(distance, reached)
+        best, distance = better_of(unit(best - rate * unit(gradient)))
     return best, distance
 
 # %% ../../nbs/05h_older.ipynb #767c3e5d
-def noise_of_classes(label, wanted, shape, tries, random):
-    "Noise that the victim calls the wanted classes (N,), as far as `tries` draws of varied contrast bring it; and what it calls it."
+def noise_of_classes(
+    label,   # function (images) -> classes (N,)
+    wanted,  # (N,), classes
+    shape,   # (C, H, W)
+    tries,   # draws an image, of varied contrast
+    random,  # torch.Generator
+):           # images (N, C, H, W) of zeros and ones; the classes (N,) that the victim gives them
+    "Noise that the victim calls the wanted classes, as far as the tries bring it."
     draw = lambda *size: torch.rand(len(wanted), *size, generator=random)
     images, y = draw(*shape), None
     for k in range(tries):
@@ -107,14 +135,32 @@ def noise_of_classes(label, wanted, shape, tries, random):
         images, y = torch.where(take.view(-1, 1, 1, 1), fresh, images), torch.where(take, found, y)
     return images, y
 
-def pushed(label, images, y, push, random):
+# %% ../../nbs/05h_older.ipynb #98ea0067
+def pushed(
+    label,   # function (images) -> classes (N,)
+    images,  # (N, C, H, W)
+    y,       # (N,), their classes
+    push,    # how far, an l2 distance in pixels of [0, 1]
+    random,  # torch.Generator
+):           # images of the same shape
     "Images moved away from their nearest boundary, where that keeps the class."
     direction, _ = nearest_boundary(label, images, y, random)
     moved = (images - push * direction).clamp(0, 1)
     return torch.where((label(moved) == y).view(-1, 1, 1, 1), moved, images)
 
-def soft_labels(label, images, y, pool, kinds, num_classes, temperature, random, directions=3):
-    "Soft labels (N, K) from the distances to the other classes, along a few directions towards images of a pool that are of that class."
+# %% ../../nbs/05h_older.ipynb #76120e4f
+def soft_labels(
+    label,         # function (images) -> classes (N,)
+    images,        # (N, C, H, W)
+    y,             # (N,), their classes
+    pool,          # images (M, C, H, W) to go towards
+    kinds,         # (M,), the classes of the pool
+    num_classes,   # K
+    temperature,   # of the softmax
+    random,        # torch.Generator
+    directions=3,  # tried for each class
+):                 # (N, K), probabilities
+    "Soft labels from the distances to the other classes."
     distance = torch.full((len(images), num_classes), math.inf)
     for k in range(num_classes):
         members = pool[kinds == k]
@@ -129,7 +175,18 @@ def soft_labels(label, images, y, pool, kinds, num_classes, temperature, random,
 # %% ../../nbs/05h_older.ipynb #3cd2c95a
 class ZSDB3KD(Attack):
     "Zero-shot knowledge distillation from a decision-based black box (Wang 2021), cut short: a demonstration."
-    def __init__(self, clone, shape=None, batch_size=20, tries=20, pushes=2, push=.5, temperature=.3, epochs=5, clone_lr=1e-3, images=None, seed=0):
+    def __init__(self,
+        clone,          # nn.Module giving logits (N, K), trained in place
+        shape=None,     # (C, H, W); default: the clone's `image_shape`
+        batch_size=20,  # training images made at a time
+        tries=20,       # draws of noise an image
+        pushes=2, push=.5,  # away from the boundary: how often, how far
+        temperature=.3, # of the soft labels
+        epochs=5,       # after each batch, over all that was made
+        clone_lr=1e-3,  # of Adam
+        images=None,    # not used: data-free
+        seed=0,
+    ):
         super().__init__(clone, batch_size, seed)
         self.shape, self.tries, self.pushes, self.push = shape or clone.image_shape, tries, pushes, push
         self.temperature, self.epochs, self.bought = temperature, epochs, Memory()

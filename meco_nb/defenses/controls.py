@@ -71,7 +71,12 @@ def onto_simplex(
 # %% ../../nbs/04a1_controls.ipynb #6fc821d6
 class Sized(nn.Module):
     "What the two noise controls share: a size that is saved with the weights, a source of noise, and `fit`."
-    def __init__(self, victim, size, seeding, key):
+    def __init__(self,
+        victim,   # nn.Module giving logits; copied
+        size,     # standard deviation of the noise
+        seeding,  # as for `Randomness`
+        key,
+    ):
         super().__init__()
         if not size >= 0: raise ValueError(f"the size of the noise is a standard deviation, 0 or more; got {size!r}")
         self.victim, self.randomness = copy.deepcopy(victim), Randomness(seeding, key)

@@ -113,7 +113,13 @@ def anchor_task(
     share = blend * torch.rand(len(labels), 1, 1, 1, generator=random)
     return TensorDataset((1 - share) * anchors[labels] + share * others, labels)
 
-def train_hash(network, shape, classes, seed, epochs=10):
+def train_hash(
+    network,  # the hash network, trained in place
+    shape,    # (C, H, W) of the images
+    classes,  # of anchors, one a member
+    seed,     # of anchors and training
+    epochs=10,
+):
     "Train a hash network on its anchors, and freeze it."
     network.requires_grad_()
     train(network, lambda x, y: F.cross_entropy(network(x), y), anchor_task(shape, classes, seed=seed), epochs, lr=3e-3, seed=seed, text='hash')

@@ -72,7 +72,15 @@ class AsUser:
 # %% ../../nbs/04d2_model_guardian.ipynb #b6c10010
 class Guarded(nn.Module):
     "A victim that deceives suspicious queries and keeps a record of every user. A subclass has suspicious(images) -> (N,) of bool."
-    def __init__(self, victim, budget, limit, window, refuse, seeding, key):
+    def __init__(self,
+        victim,   # nn.Module giving logits; copied
+        budget,   # most that a deceived answer may be away in l1, 0 to 2
+        limit,    # flagged queries among a user's last `window` that end the access
+        window,   # queries that are remembered of each user
+        refuse,   # after access has ended: 'raise' an AccessEnded, or answer 'uniform'
+        seeding,  # of the noise, as for `Randomness`
+        key,
+    ):
         super().__init__()
         self.victim, self.randomness, self.users = copy.deepcopy(victim).requires_grad_(False), Randomness(seeding, key), {}
         self.budget, self.limit, self.window, self.refuse = budget, limit, window, refuse

@@ -30,7 +30,9 @@ def imagined_gradient(
     else: loss = kl_divergence(logits.softmax(-1), victim_logits).mean()
     return flat(torch.autograd.grad(loss, list(clone.parameters()), create_graph=True))
 
-def flat(tensors): return torch.cat([tensor.flatten() for tensor in tensors])
+def flat(tensors):
+    "All their numbers in one vector."
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 def true_gradient(clone, images, labels):
     "The gradient by which a clone would learn the true labels."

@@ -137,7 +137,12 @@ class MeCo(nn.Module):
     def load_serving_state(self, state): self.randomness.load_serving_state(state)
 
 # %% ../../nbs/04_meco.ipynb #9a1c5582
-def make_perturbation(kind, channels, width, strength):
+def make_perturbation(
+    kind,      # 'learned', 'odd', 'frozen', 'gaussian' or 'filters'
+    channels,  # of the images
+    width,     # of the network
+    strength,  # most, or for noise the standard deviation, that a pixel is moved; None: free
+):             # nn.Module, of which only 'learned' and 'odd' ask for gradients
     "A perturbation generator by name."
     kinds = dict(learned=Perturbation, odd=OddPerturbation, frozen=Perturbation, gaussian=WhiteNoise, filters=RandomFilters)
     if kind not in kinds: raise ValueError(f"unknown kind of perturbation {kind!r}; known: {', '.join(kinds)}")
@@ -167,7 +172,14 @@ class RandomFilters(nn.Module):
 # %% ../../nbs/04_meco.ipynb #93efbd49
 class MeCoReleased(MeCo):
     "What the authors' released code does: random filters as augmentation and as perturbation, no DRO, nothing learned in h."
-    def __init__(self, victim, channels=None, scale=.27, seeding='fresh', key=None, seed=0):
+    def __init__(self,
+        victim,           # nn.Module giving logits for images in [0, 1]; copied
+        channels=None,    # of the images; default: the victim's
+        scale=.27,        # size of the perturbation when serving, in standard deviations of a pixel
+        seeding='fresh',  # of the filters' weights, as for `Randomness`
+        key=None,
+        seed=0,
+    ):
         normalize = getattr(victim, 'normalize', None)
         self_std = normalize.std.mean().item() if normalize is not None else .25         # of the pixels, in [0, 1]
         super().__init__(victim, channels, None, scale * self_std, 'filters', seeding, key, seed)
@@ -186,7 +198,14 @@ class MeCoReleased(MeCo):
 
 class MeCoLiteral(MeCo):
     "The formulas as printed: Eq. 11 with the sign that attracts, and a perturbation that is free to vanish."
-    def __init__(self, victim, channels=None, width=64, seeding='fresh', key=None, seed=0):
+    def __init__(self,
+        victim,           # nn.Module giving logits for images in [0, 1]; copied
+        channels=None,    # of the images; default: the victim's
+        width=64,         # of h
+        seeding='fresh',  # of the noise, as for `Randomness`
+        key=None,
+        seed=0,           # of h's initial weights
+    ):
         super().__init__(victim, channels, width, None, 'learned', seeding, key, seed)
 
     def fit(self, data, gamma=1., clean=0., steps=2, step_size=1., epochs=10, **settings):

@@ -36,7 +36,12 @@ def untrained(
 class Poison(nn.Module):
     "What P-poison and GRAD share: a victim, a surrogate, a budget."
     keeps_victim = True  # what `fit` trains is not the victim
-    def __init__(self, victim, budget, surrogate, seed):
+    def __init__(self,
+        victim,     # nn.Module giving logits; copied
+        budget,     # most that an answer may be away in l1, 0 to 2
+        surrogate,  # nn.Module giving logits, the clone that the defender imagines; None: the victim's architecture, untrained
+        seed,       # of its initial weights
+    ):
         super().__init__()
         self.budget, self.victim = check_budget(budget), copy.deepcopy(victim)
         self.surrogate = copy.deepcopy(surrogate) if surrogate is not None else untrained(victim, seed)
