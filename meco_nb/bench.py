@@ -40,7 +40,12 @@ def in_turn(
     return {name: (statistics.median(values), min(values), max(values)) for name, values in ratios.items()}
 
 # %% ../nbs/08_performance.ipynb #9a1c9d7e
-def svgd_by_particle(x, grad, step_size, sigma):
+def svgd_by_particle(
+    x,          # particles (B, d)
+    grad,       # of the potential at each (B, d)
+    step_size,
+    sigma,      # of the kernel
+):              # moved particles (B, d)
     "The released code's way: distances on the CPU with scipy, then one particle after the other (repelling sign)."
     from scipy.spatial.distance import cdist
     K = torch.tensor(np.exp(-cdist(x, x, 'sqeuclidean') / (2 * sigma**2)), dtype=x.dtype)
@@ -56,7 +61,12 @@ def bench_svgd(rounds=5, particles=256, dimension=3072):
                     'particle by particle': lambda: svgd_by_particle(x, grad, 1., 50.)}, rounds)
 
 # %% ../nbs/08_performance.ipynb #a247711e
-def straightforward_loss(victim, h, images, labels, gamma=1., steps=2, step_size=1.):
+def straightforward_loss(
+    victim, h,       # what is trained: the classifier (logits) and its perturbation
+    images, labels,  # (B, C, H, W), (B,)
+    gamma=1.,        # weight of the l1 term
+    steps=2, step_size=1.,  # Q and alpha of the search
+):                   # scalar; the two rivals below take the same
     "Algorithm 1 with a pass for every term, and the search by backward()."
     moved = images
     for _ in range(steps):
@@ -86,7 +96,14 @@ def one_gradient_loss(victim, h, images, labels, gamma=1., steps=2, step_size=1.
     return F.cross_entropy(moved_logits, labels) + gamma * l1
 
 # %% ../nbs/08_performance.ipynb #f27c371e
-def bench_training(name='lenet5', shape=(1, 8, 8), batch_size=64, width=8, rounds=5, repeats=1):
+def bench_training(
+    name='lenet5',    # of the victim, one of MODELS
+    shape=(1, 8, 8),  # of the images
+    batch_size=64,
+    width=8,          # of h
+    rounds=5,         # counted rounds
+    repeats=1,        # steps timed together
+):
     "Ratios of one training step to a plain one, for a victim `name`."
     problem = type('Problem', (), dict(shape=shape, num_classes=10))
     victim = build_model(name, problem, seed=0).train()
@@ -113,7 +130,13 @@ class PlainGenerator(Generator):
         return self.last(h)
 
 # %% ../nbs/08_performance.ipynb #c23f1a4e
-def plain_dfme_step(victim, clone, generator, optimizers, batch_size=256, delta=1e-3):
+def plain_dfme_step(
+    victim, clone,  # nn.Modules giving logits
+    generator,      # PlainGenerator
+    optimizers,     # of the generator, of the clone
+    batch_size=256,
+    delta=1e-3,     # of the finite differences
+):
     "One iteration of DFME, straightforward: n_G = 1, m = 1, n_C = 5, l1 on logits."
     def difference(v):
         images = to_image(v)
@@ -135,7 +158,12 @@ def plain_dfme_step(victim, clone, generator, optimizers, batch_size=256, delta=
         optimizers[1].step()
 
 # %% ../nbs/08_performance.ipynb #5f134e2d
-def bench_dfme(rounds=3, shape=(3, 32, 32), batch_size=256, width=64):
+def bench_dfme(
+    rounds=3,          # counted rounds
+    shape=(3, 32, 32), # of the images
+    batch_size=256,
+    width=64,          # of both generators
+):
     "Ratios of one iteration of ours to a straightforward one, and of its parts."
     problem = type('Problem', (), dict(shape=shape, num_classes=10))
     victim, clones = build_model('lenet5', problem, seed=0).eval(), [build_model('lenet5', problem, seed=1) for _ in range(2)]

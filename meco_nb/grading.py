@@ -64,7 +64,15 @@ def nearest_preset(data):
     side = max(data.shape[1:])
     return 'digits' if side <= 12 else 'fashion_mnist16' if side <= 28 else 'paper'
 
-def row_settings(row, data, budget, seed=0, quick=False, held_back=.02, **more):
+def row_settings(
+    row,            # of the set: dict of settings
+    data,           # Data
+    budget,         # queries of this row
+    seed=0,
+    quick=False,    # with the SHORT settings of attacks that learn long
+    held_back=.02,  # share of the budget
+    **more,         # further settings
+):                  # -> Settings
     "The complete settings of one attack of the set."
     short = SHORT.get(row['attack'], {}) if quick else {}
     given = row | dict(attack_settings=short | row.get('attack_settings', {}))
@@ -102,7 +110,9 @@ def grade(
     return Grade(sorted(records.items(), key=lambda item: -best(item[1])))
 
 # %% ../nbs/07_grade.ipynb #c07c875c
-def best(record): return max(record.clone['accuracy'], record.clone['renamed'], (record.chosen or record.clone)['accuracy'])
+def best(record):
+    "What a defense is charged with: the best of last, renamed and chosen."
+    return max(record.clone['accuracy'], record.clone['renamed'], (record.chosen or record.clone)['accuracy'])
 
 def check_folder(out, facts):
     "Raise one clear error if `out` holds the grading of something else."
@@ -112,7 +122,13 @@ def check_folder(out, facts):
         raise ValueError(f"{out} holds the grading of another model: give another folder as out, or delete it")
     save_json(path, facts)
 
-def attempt(s, defense, data, utility, out):
+def attempt(
+    s,        # Settings of the attack
+    defense,  # images -> probabilities
+    data,     # Data to judge the clone on
+    utility,  # dict, what the defense costs honest users
+    out,      # folder, or None
+):            # -> Record
     "One attack of the set; from `out` what is there already."
     stored = Path(out) / f'{run_name(s)}.json' if out else None
     if stored and stored.exists(): return Record(**json.loads(stored.read_text()))

@@ -87,7 +87,9 @@ def distance_along(
     return torch.where(met, high, math.inf)
 
 # %% ../../nbs/05h_older.ipynb #20046ff7
-def unit(x): return x / x.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+def unit(x):
+    "Each image scaled to length 1."
+    return x / x.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
 
 def nearest_boundary(
     label,      # function (images) -> classes (N,)
