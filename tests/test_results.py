@@ -7,6 +7,7 @@ import pytest
 
 from meco_nb.comparison import read_study
 from meco_nb.experiment import Record
+from meco_nb.utility import missing, read
 
 RESULTS = Path(__file__).parent.parent / 'results'
 STORED = sorted(path for study in ('attacks', 'defenses') for path in RESULTS.glob(f'{study}-*') if path.is_dir())
@@ -20,6 +21,11 @@ def test_every_record_is_read_and_adds_up(folder):
     for record in read:
         assert sum(record.ledger.values()) <= record.settings['budget'] and record.made_by['commit']
         assert record.chosen or sum(record.ledger.values()) < record.settings['budget']  # access ended before there was a choice
+
+
+@pytest.mark.parametrize('preset', ['digits', 'fashion_mnist16'])
+def test_every_utility_row_has_the_settings_of_today(preset):
+    assert missing(read(RESULTS / f'utility-{preset}.json'), preset) == []
 
 
 @pytest.mark.parametrize('path', sorted(RESULTS.glob('*-*/*.json')), ids=lambda path: path.stem)
