@@ -32,6 +32,7 @@ def write_atomic(
         os.fsync(file.fileno())
     os.replace(part, path)
 
+# %% ../nbs/00c_training.ipynb #be131b72
 def save_state(path, state):
     "Tensors, numbers and containers of them, to go on from."
     write_atomic(path, lambda file: torch.save(state, file))

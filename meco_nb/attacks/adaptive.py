@@ -34,6 +34,7 @@ class LearnedNoise(nn.Module):
     def get_extra_state(self): return self.randomness.serving_state()
     def set_extra_state(self, state): self.randomness.load_serving_state(state)
 
+# %% ../../nbs/05f_adaptive.ipynb #6c6c580f
 class Perturbing(nn.Module):
     "A clone that sees every image through a perturbation."
     def __init__(self, clone, noise):

@@ -30,6 +30,7 @@ class Discriminator(nn.Sequential):
         super().__init__(*layers, nn.Flatten(), nn.LazyLinear(1), nn.Flatten(0))
         with torch.no_grad(): self(torch.zeros(2, *shape))
 
+# %% ../../nbs/05c_dfms_hl.ipynb #3eb4682b
 def class_entropy(logits):
     "Of the mean answer to a batch (N, K), in nats."
     return _entropy(logits.softmax(-1).mean(0))

@@ -94,6 +94,7 @@ class Sized(nn.Module):
     def serving_state(self): return self.randomness.serving_state()
     def load_serving_state(self, state): self.randomness.load_serving_state(state)
 
+# %% ../../nbs/04a1_controls.ipynb #376646c1
 class GaussianOutput(Sized):
     "A control: Gaussian noise on the answer, projected onto the probabilities."
     keeps_victim = True  # what `fit` trains is not the victim

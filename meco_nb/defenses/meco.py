@@ -196,6 +196,7 @@ class MeCoReleased(MeCo):
         self.history = train(self, self.loss, data.train, epochs, text='MeCo, released', **settings)
         return self
 
+# %% ../../nbs/04_meco.ipynb #ccb3a267
 class MeCoLiteral(MeCo):
     "The formulas as printed: Eq. 11 with the sign that attracts, and a perturbation that is free to vanish."
     def __init__(self,

@@ -33,6 +33,7 @@ def untrained(
                 raise ValueError(f"{type(part).__name__} has weights and no reset_parameters(): pass surrogate=, a model of the victim's architecture")
     return model.eval()
 
+# %% ../../nbs/04a2_gradient_poisoning.ipynb #a6887e66
 class Poison(nn.Module):
     "What P-poison and GRAD share: a victim, a surrogate, a budget."
     keeps_victim = True  # what `fit` trains is not the victim
