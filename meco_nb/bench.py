@@ -182,7 +182,7 @@ def bench_dfme(
 def main(path='results/bench.json'):
     "Run all benchmarks, one thread, and keep their ratios."
     torch.set_num_threads(1)
-    results = {'SVGD step, N = 256, D = 3072': bench_svgd(9),
+    results = {'SVGD step, N = 256, D = 3072': bench_svgd(51),
                'DFME iteration, LeNet-5, generator of width 64, 32x32, batches of 256': bench_dfme(),
                'training step, LeNet-5 on 8x8, h of width 8': bench_training(rounds=15, repeats=10),
                'training step, ResNet18-8x on 32x32, h of width 64': bench_training('resnet18_8x', (3, 32, 32), 16, 64, rounds=5)}
