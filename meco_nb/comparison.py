@@ -6,13 +6,13 @@
 __all__ = ['LONG', 'ATTACK_ROWS', 'AGAINST', 'DEFENSE_ROWS', 'STUDIES', 'COLUMNS', 'knockoff', 'row_settings', 'run_study',
            'read_study', 'summary', 'by_defense', 'best_of', 'show_defenses', 'picture']
 
-# %% ../nbs/07a_side_by_side.ipynb #0c1e8041
+# %% ../nbs/07a_side_by_side.ipynb #2c8bcdb4
 import statistics
 from functools import partial
 
 import matplotlib.pyplot as plt
 
-from .ablations import pick_rows, project_path, read_study as read_rows, spread, study as run_rows
+from .ablations import project_path, read_study as read_rows, spread, study as run_rows
 from .defenses import DEFENSES
 from .drawing import use_style
 from .experiment import row_table
