@@ -6,33 +6,42 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Widgets are dead text on a page: their outputs are not kept.
 WIDGETS := --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_all_outputs_tags widget
-NOTEBOOKS := $(basename $(notdir $(wildcard nbs/*.ipynb)))
+NOTEBOOKS := $(patsubst nbs/%.ipynb,%,$(wildcard nbs/*.ipynb nbs/attacks/*.ipynb nbs/defenses/*.ipynb))
 
-.PHONY: demo test export refresh docs docs-check lab clean
+.PHONY: demo test lint export refresh docs docs-check lab clean
 
 demo: $(VENV)/ready
 	@rm -rf runs/demo && mkdir -p runs
 	$(BIN)/papermill nbs/05_attacks.ipynb runs/demo.ipynb -p preset digits -p out runs/demo --log-output --no-progress-bar 2>&1 | awk '/clone [0-9.]+%$$|Error/ { print; fflush() }'
-	@$(BIN)/python -c "from meco_nb.experiment import load_records, table; print(table(load_records('runs/demo'), seconds=True))"
+	@$(BIN)/python -c "from meco_nb.records import load_records, table; print(table(load_records('runs/demo'), seconds=True))"
 	@echo "The whole story, with pictures: runs/demo.ipynb (open it with: $(BIN)/jupyter lab runs/demo.ipynb)"
 
-test: $(VENV)/ready
+test: lint
 	PATH="$(abspath $(BIN)):$$PATH" MECO_PROGRESS=0 nbdev_test --n_workers 2
 	MECO_PROGRESS=0 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Format and rules of the notebooks, the tests and the package's hand-written files: the rest of it is exported.
+LINTED := nbs tests setup.py meco_nb/__init__.py meco_nb/attacks/__init__.py meco_nb/defenses/__init__.py
+
+lint: $(VENV)/ready
+	$(BIN)/ruff format --check -q $(LINTED)
+	$(BIN)/ruff check -q $(LINTED)
 
 $(VENV)/ready: settings.ini setup.py
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-# From the notebooks to the package, and notebooks without anything that differs from run to run.
+# From the notebooks to the package, and notebooks without anything that differs from run to run; the README's lists from the cards.
 export: $(VENV)/ready
+	$(BIN)/ruff format -q $(LINTED)
 	PATH="$(abspath $(BIN)):$$PATH" nbdev_export
 	PATH="$(abspath $(BIN)):$$PATH" nbdev_clean
+	$(BIN)/python -c "from pathlib import Path; from meco_nb.methods import with_lists; p = Path('README.md'); p.write_text(with_lists(p.read_text()))"
 
-# Run the notebooks again and keep their outputs: make refresh, or make refresh NOTEBOOKS='01_kd 03_dro'.
+# Run the notebooks again and keep their outputs: make refresh, or make refresh NOTEBOOKS='01_kd attacks/dfme'.
 refresh: $(VENV)/ready
-	for name in $(NOTEBOOKS); do (cd nbs && MECO_PROGRESS=0 $(abspath $(BIN))/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=3600 $$name.ipynb) || exit 1; done
+	for name in $(NOTEBOOKS); do (cd nbs/$$(dirname $$name) && MECO_PROGRESS=0 $(abspath $(BIN))/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=3600 $$(basename $$name).ipynb) || exit 1; done
 	cd nbs && $(abspath $(BIN))/jupyter nbconvert --to notebook --inplace --log-level WARN $(WIDGETS) $(addsuffix .ipynb,$(NOTEBOOKS))
 	PATH="$(abspath $(BIN)):$$PATH" nbdev_clean
 

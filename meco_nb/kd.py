@@ -6,33 +6,36 @@
 __all__ = ['kl_divergence', 'soften', 'kd_loss', 'l1_logits', 'recover_logits']
 
 # %% ../nbs/01_kd.ipynb #5c8faedb
+#| code-fold: true
+#| code-summary: "Imports"
 import torch
 import torch.nn.functional as F
 
 # %% ../nbs/01_kd.ipynb #1dbac9d4
 def kl_divergence(
-    probs,   # the teacher's probabilities (N, K)
+    probs,  # the teacher's probabilities (N, K)
     logits,  # the student's logits (N, K)
-):           # KL(teacher || student) for each image (N,)
+):  # KL(teacher || student) for each image (N,)
     "The distillation loss of Eq. 1 and 2; zeros in `probs` are allowed."
     return (torch.special.xlogy(probs, probs) - probs * logits.log_softmax(-1)).sum(-1)
 
 # %% ../nbs/01_kd.ipynb #d2490a5a
 def soften(
-    probs,        # (N, K)
+    probs,  # (N, K)
     temperature,  # above 1 flattens, below 1 sharpens
-):                # probabilities (N, K)
+):  # probabilities (N, K)
     "softmax(logits / temperature), computed from softmax(logits)."
     powers = probs ** (1 / temperature)
     return powers / powers.sum(-1, keepdim=True)
 
+# %% ../nbs/01_kd.ipynb #72aa395c
 def kd_loss(
-    logits,          # the student's logits (N, K)
-    probs,           # the teacher's probabilities (N, K)
-    labels,          # true classes (N,)
-    alpha=1.,        # weight of the teacher
-    temperature=1.,  # of the teacher's term
-):                   # scalar
+    logits,  # the student's logits (N, K)
+    probs,  # the teacher's probabilities (N, K)
+    labels,  # true classes (N,)
+    alpha=1.0,  # weight of the teacher
+    temperature=1.0,  # of the teacher's term
+):  # scalar
     "Eq. 1: cross-entropy with the label plus `alpha` times the KL divergence from the teacher."
     taught = kl_divergence(soften(probs, temperature), logits / temperature).mean() * temperature**2
     return F.cross_entropy(logits, labels) + alpha * taught
@@ -40,16 +43,16 @@ def kd_loss(
 # %% ../nbs/01_kd.ipynb #a2c913bf
 def l1_logits(
     victim_logits,  # (N, K), as recovered from its probabilities
-    clone_logits,   # (N, K)
-):                  # mean absolute difference over the classes, for each image (N,)
+    clone_logits,  # (N, K)
+):  # mean absolute difference over the classes, for each image (N,)
     "DFME's loss."
     return (victim_logits - clone_logits).abs().mean(-1)
 
 # %% ../nbs/01_kd.ipynb #9d9ab835
 def recover_logits(
-    probs,        # probabilities (N, K)
+    probs,  # probabilities (N, K)
     floor=1e-12,  # smallest probability taken seriously; its logarithm stands for 0
-):                # logits (N, K), each row with mean 0
+):  # logits (N, K), each row with mean 0
     "The logits behind a softmax, up to their mean, which is set to 0."
     logs = probs.clamp(min=floor).log()
     return logs - logs.mean(-1, keepdim=True)

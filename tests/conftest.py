@@ -1,4 +1,5 @@
 "What the tests share."
+
 import os
 
 os.environ['MECO_PROGRESS'] = '0'  # also for the processes that tests start
@@ -14,8 +15,10 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope='session')
-def digits(): return load_data('digits')
+def digits():
+    return load_data('digits')
 
 
 @pytest.fixture(scope='session')
-def victim(digits): return fit(build_model('lenet5', digits, seed=0), digits, epochs=3)
+def victim(digits):
+    return fit(build_model('lenet5', digits, seed=0), digits, epochs=3)

@@ -1,4 +1,5 @@
 "The pages of the site, built offline with smalldocs from what nbdev hands to Quarto."
+
 import html
 import json
 import os
@@ -11,11 +12,40 @@ from pathlib import Path
 import pytest
 from markdown_katex.wrapper import KatexError, tex2html
 
+from meco_nb.methods import ATTACKS, DEFENSES
+
 ROOT = Path(__file__).parent.parent
+NBS = ROOT / 'nbs'
 BIN = Path(sys.executable).parent
-NOTEBOOKS = sorted((ROOT / 'nbs').glob('*.ipynb'))
-HARMLESS = ('output-file is not read', 'is not built: smalldocs', 'smalldocs runs no code', 'thing(s) to look at', 'page(s);',
-            'a citation; smalldocs has no bibliography', 'bibliography is ignored', 'link-citations is ignored')
+NOTEBOOKS = sorted(path for path in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in path.parts)
+CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
+HARMLESS = (
+    'output-file is not read',
+    'is not built: smalldocs',
+    'smalldocs runs no code',
+    'thing(s) to look at',
+    'page(s);',
+    'a citation; smalldocs has no bibliography',
+    'bibliography is ignored',
+    'link-citations is ignored',
+    'grid is ignored',
+)
+
+
+def name_of(path):
+    return str(path.relative_to(NBS).with_suffix(''))
+
+
+def cells_of(path):
+    return json.loads(path.read_text())['cells']
+
+
+def words_of(path):
+    return [''.join(c['source']) for c in cells_of(path) if c['cell_type'] == 'markdown']
+
+
+def shows_figure(cell):
+    return any('image/png' in output.get('data', {}) for output in cell.get('outputs', []))
 
 
 @pytest.fixture(scope='module')
@@ -25,80 +55,150 @@ def site(tmp_path_factory):
     for name in ('settings.ini', 'nbs', '_quarto.yml', 'README.md', 'meco_nb'):
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, folder / name)
     code = 'from nbdev.serve import proc_nbs; proc_nbs(force=True, n_workers=2)'
-    said = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=folder, capture_output=True, text=True,
-                          env={**os.environ, 'MPLBACKEND': 'agg'})
+    command = [sys.executable, '-W', 'ignore', '-c', code]
+    environment = {**os.environ, 'MPLBACKEND': 'agg'}
+    said = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
     assert said.returncode == 0, said.stderr[-3000:]
-    missing = {path.name for path in NOTEBOOKS} - {path.name for path in (folder / '_proc').glob('*.ipynb')}
-    assert not missing, f'nbdev could not process {missing}:\n{said.stdout[-3000:]}{said.stderr[-3000:]}'
-    subprocess.run([BIN / 'smalldocs', 'render', '.'], cwd=folder / '_proc', check=True, capture_output=True)
+    made = {
+        name_of(NBS / path.relative_to(folder / '_proc'))
+        for path in (folder / '_proc').rglob('*.ipynb')
+    }
+    missing = set(map(name_of, NOTEBOOKS)) - made
+    assert not missing, f'not processed: {missing}:\n{said.stdout[-3000:]}{said.stderr[-3000:]}'
+    command = [BIN / 'smalldocs', 'render', '.']
+    subprocess.run(command, cwd=folder / '_proc', check=True, capture_output=True)
     return folder / '_proc'
 
 
+def page_of(site, path):
+    return site / '_docs' / f'{name_of(path)}.html'
+
+
 def test_no_link_is_broken_and_nothing_is_ignored(site):
-    said = subprocess.run([BIN / 'smalldocs', 'check', '.'], cwd=site, capture_output=True, text=True)
-    found = [line for line in (said.stdout + said.stderr).splitlines() if line.strip() and not any(word in line for word in HARMLESS)]
+    command = [BIN / 'smalldocs', 'check', '.']
+    said = subprocess.run(command, cwd=site, capture_output=True, text=True)
+    lines = [line for line in (said.stdout + said.stderr).splitlines() if line.strip()]
+    found = [line for line in lines if not any(word in line for word in HARMLESS)]
     assert not found, '\n'.join(found)
 
 
-@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_page_is_in_the_sidebar_once(site):
+    page = page_of(site, NBS / 'index.ipynb').read_text()
+    sidebar = page[
+        page.index('id="quarto-sidebar"') : page.index('</nav>', page.index('id="quarto-sidebar"'))
+    ]
+    listed = re.findall(r'href="\.?/?([\w/]+)\.html"', sidebar)
+    assert sorted(set(listed)) == sorted(map(name_of, NOTEBOOKS)), set(listed) ^ set(
+        map(name_of, NOTEBOOKS)
+    )
+    assert len(listed) == len(set(listed)) and listed[0] == 'index'
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=name_of)
 def test_a_page_has_a_title_its_words_and_its_figures(site, path):
-    page = (site / '_docs' / f'{path.stem}.html').read_text()
-    cells = json.loads(path.read_text())['cells']
-    title = ''.join(cells[0]['source']).splitlines()[0].removeprefix('# ')
+    page = page_of(site, path).read_text()
+    title = ''.join(cells_of(path)[0]['source']).splitlines()[0].removeprefix('# ')
     assert re.search(r'<title>[^<]*' + re.escape(title), page)
-    figures = sum('image/png' in output.get('data', {}) for cell in cells for output in cell.get('outputs', []))
-    assert page.count('<img') >= figures
-
-
-def shows_figure(cell): return any('image/png' in output.get('data', {}) for output in cell.get('outputs', []))
+    outputs = [output for cell in cells_of(path) for output in cell.get('outputs', [])]
+    assert page.count('<img') >= sum('image/png' in output.get('data', {}) for output in outputs)
 
 
 def test_every_figure_has_alternative_text(site):
     for path in NOTEBOOKS:
-        page = (site / '_docs' / f'{path.stem}.html').read_text()
-        for cell in json.loads(path.read_text())['cells']:
-            if not shows_figure(cell): continue
-            text = re.search(r'^#\| fig-alt: "(.{20,})"$', ''.join(cell['source']), re.M)
-            assert text, f"{path.name} draws without a word for those who cannot see it: {''.join(cell['source'])[:200]}"
+        page = page_of(site, path).read_text()
+        for cell in filter(shows_figure, cells_of(path)):
+            code = ''.join(cell['source'])
+            text = re.search(r'^#\| fig-alt: "(.{20,})"$', code, re.M)
+            assert text, (
+                f'{path.name} draws without a word for those who cannot see it: {code[:200]}'
+            )
             assert html.escape(text[1], quote=True) in page or text[1] in page, path.name
 
 
 def test_pages_hold_no_dead_widgets():
     for path in NOTEBOOKS:
-        assert 'widget-view' not in path.read_text() and 'interactive(children' not in path.read_text(), path.name
+        text = path.read_text()
+        assert 'widget-view' not in text and 'interactive(children' not in text, path.name
+
+
+MEASURE = '''<script>addEventListener('load', () => {
+  const wide = [...document.querySelectorAll('pre')].filter(e => e.scrollWidth > e.clientWidth + 1);
+  const begin = wide.map(e => e.innerText.slice(0, 60)).join(' | ');
+  document.title = 'WIDE ' + wide.length + ': ' + begin;
+})</script></body>'''
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason='no Chromium here: apt-get install chromium')
+def test_no_code_scrolls_sideways(site):
+    "In a browser: every block of code and of output is as wide as what is in it."
+    wide = {}
+    for path in NOTEBOOKS:
+        page = page_of(site, path)
+        measured = page.with_name(f'measured-{page.name}')
+        measured.write_text(page.read_text().replace('</body>', MEASURE))
+        command = [
+            CHROMIUM,
+            '--headless',
+            '--no-sandbox',
+            '--disable-gpu',
+            '--dump-dom',
+            '--window-size=1600,1000',
+            '--virtual-time-budget=4000',
+            f'file://{measured}',
+        ]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+        found = re.search(r'<title>WIDE (\d+): (.*?)</title>', said, re.S)
+        assert found, f'{path.name} was not measured'
+        if found[1] != '0':
+            wide[name_of(path)] = found[2]
+    assert not wide
 
 
 def test_every_citation_is_in_the_bibliography_and_every_work_in_the_list():
-    "Citations, references.bib and the readable list of the index are one thing."
-    bib = (ROOT / 'nbs' / 'references.bib').read_text()
-    keys, titles = set(re.findall(r'@\w+\{(\w+),', bib)), re.findall(r', title = \{(.+?)\},$', bib, re.M)
-    text = {path.stem: '\n'.join(''.join(cell['source']) for cell in json.loads(path.read_text())['cells'] if cell['cell_type'] == 'markdown')
-            for path in NOTEBOOKS}
+    "Citations, cards, references.bib and the readable list of the index are one thing."
+    bib = (NBS / 'references.bib').read_text()
+    keys, titles = (
+        set(re.findall(r'@\w+\{(\w+),', bib)),
+        re.findall(r', title = \{(.+?)\},$', bib, re.M),
+    )
+    text = {name_of(path): '\n'.join(words_of(path)) for path in NOTEBOOKS}
     cited = {key for words in text.values() for key in re.findall(r'\[-?@(\w+)', words)}
-    assert cited == keys, (cited - keys, keys - cited)
+    cards = {
+        key
+        for registry in (ATTACKS, DEFENSES)
+        for cls in registry.own.values()
+        for key in cls.card.cite
+    }
+    assert cited | cards == keys, ((cited | cards) - keys, keys - (cited | cards))
     assert len(titles) == len(keys)
-    for title in titles: assert title in text['index'], title
+    for title in titles:
+        assert title in text['index'], title
 
 
 def formulas(path):
     "Every formula of a notebook's text, without those in code."
-    for cell in json.loads(path.read_text())['cells']:
-        if cell['cell_type'] != 'markdown': continue
-        text = re.sub(r'```.*?```|`[^`]*`', '', ''.join(cell['source']), flags=re.S)
-        for display, inline in re.findall(r'\$\$(.+?)\$\$|\$([^$\n]+?)\$', text, re.S): yield display or inline
+    for words in words_of(path):
+        text = re.sub(r'```.*?```|`[^`]*`', '', words, flags=re.S)
+        for display, inline in re.findall(r'\$\$(.+?)\$\$|\$([^$\n]+?)\$', text, re.S):
+            yield display or inline
 
 
 def test_every_formula_parses():
     "All at once, for each call starts a process; one by one only to say which it was."
     found = [(path.name, formula) for path in NOTEBOOKS for formula in formulas(path)]
     assert len(found) > 100
-    untagged = [re.sub(r'\\tag\{[^}]*\}', '', formula) for _, formula in found]  # KaTeX takes one number an equation
-    try: tex2html(r'\quad '.join(f'{{{formula}}}' for formula in untagged), {'display-mode': True})
+    untagged = [re.sub(r'\\tag\{[^}]*\}', '', formula) for _, formula in found]  # one number only
+    joined = r'\quad '.join(f'{{{formula}}}' for formula in untagged)
+    try:
+        tex2html(joined, {'display-mode': True})
     except KatexError:
         for name, formula in found:
-            try: tex2html(formula, {'display-mode': True})
-            except KatexError as error: pytest.fail(f'{name}: {formula}\n{error}')
+            try:
+                tex2html(formula, {'display-mode': True})
+            except KatexError as error:
+                pytest.fail(f'{name}: {formula}\n{error}')
 
 
 def test_a_broken_formula_is_found():
-    with pytest.raises(KatexError): tex2html(r'\frac{a}{', {'display-mode': True})
+    with pytest.raises(KatexError):
+        tex2html(r'\frac{a}{', {'display-mode': True})

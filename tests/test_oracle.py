@@ -1,12 +1,15 @@
 "The border holds for any order of questions."
+
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from meco_nb.oracle import Averaged, BudgetExceeded, HardLabels, Oracle, Randomness
 
 
-def answer(images): return torch.stack([images.mean((1, 2, 3)), 1 - images.mean((1, 2, 3))], -1)
+def answer(images):
+    return torch.stack([images.mean((1, 2, 3)), 1 - images.mean((1, 2, 3))], -1)
 
 
 @given(st.integers(0, 50), st.lists(st.integers(1, 20), max_size=12), st.integers(1, 7))
@@ -26,21 +29,39 @@ def test_never_one_query_too_many(budget, batches, chunk):
 def test_averaging_costs_what_it_asks(n, budget):
     oracle = Oracle(answer, budget)
     averaged = Averaged(oracle, n)
-    if averaged.remaining: averaged(torch.rand(averaged.remaining, 1, 2, 2))
+    if averaged.remaining:
+        averaged(torch.rand(averaged.remaining, 1, 2, 2))
     assert oracle.used == budget // n * n and averaged.remaining == 0
 
 
 def test_wrappers_compose():
     images = torch.rand(4, 1, 2, 2)
-    for wrapped in (HardLabels(Averaged(Oracle(answer, 100), 3)), Averaged(HardLabels(Oracle(answer, 100)), 3)):
-        assert torch.equal(wrapped(images).argmax(-1), answer(images).argmax(-1)) and wrapped.used == 12
+    for wrapped in (
+        HardLabels(Averaged(Oracle(answer, 100), 3)),
+        Averaged(HardLabels(Oracle(answer, 100)), 3),
+    ):
+        assert (
+            torch.equal(wrapped(images).argmax(-1), answer(images).argmax(-1))
+            and wrapped.used == 12
+        )
 
 
-@pytest.mark.parametrize('images', [torch.rand(2, 1, 3, 3), torch.rand(1, 2, 2), torch.rand(0, 1, 2, 2), torch.full((1, 1, 2, 2), torch.nan),
-                                    torch.full((1, 1, 2, 2), torch.inf), torch.ones(1, 1, 2, 2).long(), [[0.]]])
+@pytest.mark.parametrize(
+    'images',
+    [
+        torch.rand(2, 1, 3, 3),
+        torch.rand(1, 2, 2),
+        torch.rand(0, 1, 2, 2),
+        torch.full((1, 1, 2, 2), torch.nan),
+        torch.full((1, 1, 2, 2), torch.inf),
+        torch.ones(1, 1, 2, 2).long(),
+        [[0.0]],
+    ],
+)
 def test_what_is_not_an_image_costs_nothing(images):
     oracle = Oracle(answer, 10, shape=(1, 2, 2))
-    with pytest.raises((TypeError, ValueError), match='images must'): oracle(images)
+    with pytest.raises((TypeError, ValueError), match='images must'):
+        oracle(images)
     assert oracle.used == 0
 
 
@@ -49,6 +70,7 @@ def test_the_defense_is_asked_in_eval_mode_and_without_gradients():
         def forward(self, images):
             assert not self.training and not torch.is_grad_enabled()
             return answer(images)
+
     images = torch.rand(2, 1, 2, 2, requires_grad=True)
     assert not Oracle(Defense().train(), 10)(images).requires_grad
 
@@ -56,11 +78,11 @@ def test_the_defense_is_asked_in_eval_mode_and_without_gradients():
 @settings(deadline=None)
 @given(st.binary(min_size=1, max_size=64), st.integers(0, 7), st.integers(0, 15))
 def test_one_bit_of_key_or_image_changes_keyed_noise(key, bit, pixel):
-    images = torch.linspace(.1, .9, 16).view(1, 1, 4, 4)
+    images = torch.linspace(0.1, 0.9, 16).view(1, 1, 4, 4)
     noise = Randomness('keyed', key).normal(images)
     assert torch.equal(Randomness('keyed', key).normal(images), noise)
     other = bytes([key[0] ^ 1 << bit]) + key[1:]
     assert not torch.equal(Randomness('keyed', other).normal(images), noise)
     changed = images.clone().view(-1)
-    changed[pixel] = torch.nextafter(changed[pixel], torch.tensor(1.))
+    changed[pixel] = torch.nextafter(changed[pixel], torch.tensor(1.0))
     assert not torch.equal(Randomness('keyed', key).normal(changed.view(1, 1, 4, 4)), noise)

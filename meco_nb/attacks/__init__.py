@@ -1,8 +1,11 @@
-"The attacks, by name."
-from meco_nb.attacks.dfme import DFME
-from meco_nb.attacks.dfms_hl import DFMSHL
-from meco_nb.attacks.jbda import JBDA
-from meco_nb.attacks.knockoff import Knockoff
-from meco_nb.attacks.maze import MAZE
+"The attacks: by name in `ATTACKS`, and each class as an attribute."
 
-ATTACKS = dict(dfme=DFME, maze=MAZE, dfms_hl=DFMSHL, knockoff=Knockoff, jbda=JBDA)
+from meco_nb.methods import ATTACKS
+
+
+def __getattr__(name):
+    "A class by its own name, e.g. `from meco_nb.attacks import DFME`."
+    cls = ATTACKS.of_class(name) if name[:1].isupper() else None
+    if cls is None:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return cls
