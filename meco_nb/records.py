@@ -130,8 +130,9 @@ def spread(
     digits=1,  # after the point
 ):  # str
     "Mean and standard deviation in per cent, e.g. '93.1 ± 0.8'."
-    mean = f'{100 * statistics.mean(values):.{digits}f}'
-    return mean if len(values) == 1 else f'{mean} ± {100 * statistics.stdev(values):.{digits}f}'
+    values = [100 * float(value) for value in values]
+    mean = f'{statistics.mean(values):.{digits}f}'
+    return mean if len(values) == 1 else f'{mean} ± {statistics.stdev(values):.{digits}f}'
 
 # %% ../nbs/05d_records.ipynb #34976d61
 def markdown(
@@ -185,7 +186,8 @@ SPREADS = {  # title of a column -> of the frame
 # %% ../nbs/05d_records.ipynb #9ab6c64c
 def _over_seeds(runs):
     line = {'seeds': f'{len(runs)}'}
-    line |= {title: spread(runs[name]) for title, name in SPREADS.items() if name in runs}
+    known = [title for title, name in SPREADS.items() if name in runs and runs[name].notna().all()]
+    line |= {title: spread(runs[SPREADS[title]]) for title in known}
     for title, name in {'l1, own': 'l1_own', 'l1, original': 'l1_original'}.items():
         line[title] = f'{runs[name].mean():.3f}'
     return line | {'queries': f'{runs.queries.iloc[0]:,}'}

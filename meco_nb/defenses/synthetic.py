@@ -188,11 +188,11 @@ def diffusion_images(
 def thief(victim, data, count, seed):
     return thief_images(victim, data, count, seed=seed)
 
-# %% ../../nbs/defenses/synthetic.ipynb #3ab321f6
+
 def gan(victim, data, count, seed):
     return gan_images(data, count, seed=seed, device=device_of(victim, 'cpu'))
 
-# %% ../../nbs/defenses/synthetic.ipynb #ca2eccad
+
 def diffusion(victim, data, count, seed):
     return diffusion_images(data, count, seed=seed, device=device_of(victim, 'cpu'))
 
