@@ -1,10 +1,12 @@
 __version__ = "0.1.0"
 
+HANDED_ON = {'grade': 'grading', 'save': 'saving', 'load': 'saving'}  # name -> module
+
 
 def __getattr__(name):
-    "`meco_nb.grade`, loaded when it is first asked for, so that importing the package stays quick."
-    if name == 'grade':
-        from meco_nb.grading import grade
+    "`meco_nb.grade` and others, loaded when first asked for: importing the package stays quick."
+    if name in HANDED_ON:
+        from importlib import import_module
 
-        return grade
+        return getattr(import_module(f'meco_nb.{HANDED_ON[name]}'), name)
     raise AttributeError(f"module 'meco_nb' has no attribute {name!r}")

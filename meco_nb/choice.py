@@ -15,9 +15,10 @@ import copy
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from .answers import device_of
 from .attacks.base import Memory
-from .oracle import AccessEnded, Wrapped, device_of
-from .training import evaluate, predict
+from .oracle import AccessEnded, Wrapped
+from .training import predict, scores
 
 # %% ../nbs/05c_choice.ipynb #5e4bd96f
 class Reserved(Wrapped):
@@ -131,21 +132,24 @@ class Chooser:
 # %% ../nbs/05c_choice.ipynb #163881d2
 def candidates(
     chooser,  # Chooser
+    lost=False,  # whether the last clone has diverged, and the mean of weights with it
 ):  # dict: name -> state_dict of the clone
     "The clones that a thief could keep."
-    found = {'last': chooser.clone.state_dict(), f'at {chooser.best_at} queries': chooser.best}
-    if chooser.mean is not None:
-        found['mean of weights'] = chooser.mean.module.state_dict()
-    return found
+    best = {} if chooser.best is None else {f'at {chooser.best_at} queries': chooser.best}
+    if lost:
+        return best
+    mean = {} if chooser.mean is None else {'mean of weights': chooser.mean.module.state_dict()}
+    return {'last': chooser.clone.state_dict()} | best | mean
 
 # %% ../nbs/05c_choice.ipynb #8f575db9
 def choice(
     chooser,  # Chooser
+    lost=False,  # whether the last clone has diverged
 ):  # (name, state_dict, agreement) of the best candidate, or None if nothing was held back
     "The clone that the attacker would choose."
-    if not len(chooser.answers):
+    found = candidates(chooser, lost)
+    if not len(chooser.answers) or not found:
         return None
-    found = candidates(chooser)
     scores = {name: chooser.agreement(weights) for name, weights in found.items()}
     name = max(scores, key=scores.get)
     return name, copy.deepcopy(found[name]), scores[name]
@@ -168,9 +172,9 @@ def renamed_accuracy(
 def judge(
     clone,  # nn.Module
     data,  # Data
-    victim,  # the original classifier
+    reference,  # what the model that it imitates answers to the test set (N, K)
 ):  # dict of floats
     "What a clone is worth on the test set."
     predicted, labels = predict(clone, data.test)
     renamed = renamed_accuracy(predicted.argmax(-1), labels, data.num_classes)
-    return evaluate(clone, data.test, victim) | dict(renamed=renamed)
+    return scores(predicted, labels, reference) | dict(renamed=renamed)

@@ -25,12 +25,21 @@ from .methods import ATTACKS, DEFENSES, AttackCard, DefenseCard, card_of, settin
 from .models import build_model
 from .oracle import Undefended, answers_to
 from .records import Record, made_by, read_record, save_record, weights_digest
-from .settings import Settings, decided, describe, fingerprint, resolve, run_name
+from meco_nb.settings import (
+    Settings,
+    decided,
+    describe,
+    file_name,
+    fingerprint,
+    resolve,
+    run_name,
+)
 from .theft import Theft, assemble, in_service, judge_chosen, one_thread
 from meco_nb.training import (
     evaluate,
     fit,
     load_weights,
+    predict,
     save_weights,
     train,
     weights_of,
@@ -56,7 +65,7 @@ class Shelf:
         fit,  # function (module, checkpoint) that trains it in place
     ):  # the module, in eval mode
         "A model that is there, or trained now."
-        name = f'{name}-{fingerprint(facts)}'
+        name = file_name(f'{name}-{fingerprint(facts)}')
         if name not in self.models:
             self.models[name] = self.make(name, facts, build(), fit).eval()
         return self.models[name]
@@ -112,7 +121,7 @@ def trained_defense(s, data, victim, shelf):
         model.fit(data, seed=s.seed, checkpoint=checkpoint, **rest)
 
     facts = dict(defense=s.defense, of=victim_facts(s), **s.defense_settings)
-    name = f'{s.defense}-{s.dataset}-{s.victim}'.replace(':', '.')
+    name = f'{s.defense}-{s.dataset}-{s.victim}'
     return shelf.take(name, facts, lambda: defense, learn)
 
 # %% ../nbs/05_attacks.ipynb #9a0b3217
@@ -204,7 +213,7 @@ def try_out(
     with torch.random.fork_rng(), one_thread():
         victim = build_model(s.victim, data, seed=s.seed).eval()
         defense, _ = build_defense(s, victim)
-        answers_to(in_service(defense, s.seed), torch.full((2, *data.shape), 0.5), 2)
+        answers_to(in_service(defense, s.seed), torch.full((2, *data.shape), 0.5))
         try_attack(s, data, Undefended(victim))
 
 # %% ../nbs/05_attacks.ipynb #1ff286aa
@@ -213,7 +222,7 @@ def conduct(
     data,  # Data to judge the clone on
     defense,  # images -> probabilities
     measure,  # function (clone) -> dict, what the curve shows
-    reference,  # the model that the clone imitates
+    reference,  # what the model that the clone imitates answers to the test set (N, K)
     price,  # dict, what the defense costs honest users
     path,  # of the record, or None
 ):  # Record
@@ -230,13 +239,14 @@ def conduct(
         name=run_name(s),
         settings=decided(s),
         utility=price,
-        clone=score(theft.clone),
+        clone=score(theft.judged()),
         curve=theft.track.curve,
         ledger=theft.oracle.ledger,
         seconds=round(theft.track.seconds, 2),
         weights=weights_digest(theft.clone),
         made_by=made_by(),
         chosen=judge_chosen(theft, score),
+        failed=theft.failed,
     )
     if path:
         keep(path, record, theft)
@@ -290,12 +300,13 @@ def carry_out(s, scene, path):
     "The experiment proper, on trained models."
     data, victim, defense = scene
     price = utility(in_service(defense, s.seed), victim, data)
+    reference, _ = predict(victim, data.test)
 
     def measure(clone):
-        found = evaluate(clone, data.test, victim)
+        found = evaluate(clone, data.test, reference)
         return {k: found[k] for k in ('accuracy', 'agreement')}
 
-    return conduct(s, data, defense, measure, victim, price, path)
+    return conduct(s, data, defense, measure, reference, price, path)
 
 # %% ../nbs/05_attacks.ipynb #280e8267
 def plan(

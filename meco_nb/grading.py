@@ -4,27 +4,39 @@
 
 # %% auto #0
 __all__ = ['INVENTED', 'ADAPTIVE', 'DATA_FREE', 'WITH_REAL_IMAGES', 'STRONGEST', 'QUICK', 'SHORT', 'knockoff', 'dfme', 'row_of',
-           'graded_settings', 'grade', 'Uniform', 'check_graded', 'best', 'check_folder', 'attempt', 'needs_real',
-           'grade_line', 'Grade']
+           'graded_settings', 'grade', 'Uniform', 'evaluators_oracle', 'test_digest', 'identity', 'differing',
+           'Evaluation', 'asked_test_set', 'evaluation', 'check_same', 'kept', 'check_graded', 'best', 'attempt',
+           'needs_real', 'grade_line', 'Grade']
 
 # %% ../nbs/07_grade.ipynb #bae632fb
 #| code-fold: true
 #| code-summary: "Imports"
-import json
-from dataclasses import replace
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from .data import batches, check_data
 from .experiment import conduct, try_attack
-from .methods import ATTACKS, Count, check_keys, checked
-from .oracle import answers_to
+from .methods import ATTACKS, Asked, Count, Folder, Name, Seed, check_keys, checked
+from .oracle import Oracle
 from .records import markdown, read_record, weights_digest
+from .saving import made_with, settings_in
 from .settings import preset_for, run_name
 from .studies import row_settings
 from .theft import in_service, one_thread
-from .training import evaluate, save_json
+from meco_nb.training import (
+    load_json,
+    load_tensors,
+    predict,
+    reading,
+    save_json,
+    save_tensors,
+    scores,
+)
 
 # %% ../nbs/07_grade.ipynb #ef4df7d1
 def knockoff(source, **more):
@@ -114,30 +126,33 @@ def graded_settings(
 # %% ../nbs/07_grade.ipynb #c40ec950
 @checked
 def grade(
-    defense,  # any callable: images (N, C, H, W) in [0, 1] -> probabilities (N, K)
+    defense: Asked,  # images (N, C, H, W) in [0, 1] -> probabilities (N, K); see `Patient`
     data,  # Data: shape, classes, the test set; of the training set a hundred images
     budget: Count | None = None,  # queries of each attack; default 100,000, quick 5,000
     quick: bool = False,  # fewer attacks with shorter trainings
-    out=None,  # folder to keep records in and to go on from
-    rows: list | None = None,  # of STRONGEST, or attacks; default all, quick those of QUICK
+    out: Folder | None = None,  # folder to keep records in and to go on from
+    rows: list[Name] | None = None,  # of STRONGEST, or attacks; default all, quick those of QUICK
     clone: str | None = None,  # architecture, one of MODELS; default as the preset says
-    seed: int = 0,
-    report=None,  # function (name, Record), called after each attack
+    seed: Seed = 0,
+    report: Asked | None = None,  # function (name, Record), called after each attack
 ):  # Grade: records by name, the strongest clone first
     "What the strongest attacks steal from a defended model."
     names = (QUICK if quick else list(STRONGEST)) if rows is None else rows
-    budget, records = budget or (5_000 if quick else 100_000), {}
+    budget = budget or (5_000 if quick else 100_000)
+    check_graded(data, names, out)
     plan = {n: graded_settings(row_of(n, quick), data, budget, seed, clone=clone) for n in names}
-    check_graded(defense, data, plan, seed)
-    if out:
-        check_folder(Path(out), defense, data)
+    for s in plan.values():
+        try_attack(s, data, Uniform(data.num_classes))
     with one_thread():
-        price = dict(accuracy=evaluate(in_service(defense, seed), data.test)['accuracy'])
+        known, found, failed = evaluation(defense, data, seed, out and Path(out)), {}, {}
         for name, s in plan.items():
-            records[name] = attempt(s, defense, data, price, out)
-            if report:
-                report(name, records[name])
-    return Grade(sorted(records.items(), key=lambda item: -best(item[1])))
+            try:
+                found[name] = attempt(s, defense, data, known, out)
+            except Exception as error:
+                failed[name] = f'{type(error).__name__}: {error}'
+            else:
+                report and report(name, found[name])
+    return Grade(found, failed, known)
 
 # %% ../nbs/07_grade.ipynb #6d0c9cf0
 class Uniform(nn.Module):
@@ -148,14 +163,120 @@ class Uniform(nn.Module):
         self.num_classes = num_classes
 
     def forward(self, images):
-        return torch.full((len(images), self.num_classes), 1 / self.num_classes)
+        return images.new_full((len(images), self.num_classes), 1 / self.num_classes)
+
+# %% ../nbs/07_grade.ipynb #954758ad
+def evaluators_oracle(defense, data, seed):
+    "The defense as the evaluator meets it, at the beginning of its service."
+    api = dict(shape=data.shape, num_classes=data.num_classes)
+    return Oracle(in_service(defense, seed), budget=10**12, **api)
+
+# %% ../nbs/07_grade.ipynb #f3d724b8
+def test_digest(data):
+    "SHA-256 of the test set's images and labels, in order."
+    digest = hashlib.sha256()
+    for images, labels in batches(data.test, 1024):
+        digest.update(images.contiguous().numpy().tobytes())
+        digest.update(labels.numpy().tobytes())
+    return digest.hexdigest()
+
+# %% ../nbs/07_grade.ipynb #ad59e126
+def identity(
+    defense,  # images -> probabilities
+    data,  # Data
+    oracle,  # Oracle, of which 32 images are asked for the purpose 'identity'
+):  # dict
+    "What is graded, on what, in JSON."
+    images = torch.rand(16, *data.shape, generator=torch.Generator().manual_seed(0))
+    answers, again = oracle(images, 'identity').cpu(), oracle(images, 'identity').cpu()
+    module = isinstance(defense, nn.Module)
+    return dict(
+        defense=f'{type(defense).__module__}:{type(defense).__qualname__}',
+        settings=made_with(defense)['settings'] | settings_in(defense) if module else {},
+        weights=weights_digest(defense) if module else None,
+        data=dict(shape=list(data.shape), num_classes=data.num_classes, test=test_digest(data)),
+        answers=[[round(p, 4) for p in row] for row in answers.tolist()],
+        spread=(answers - again).abs().max().item(),
+    )
+
+# %% ../nbs/07_grade.ipynb #a426978d
+def differing(facts, others):
+    "In which respects two identities differ: a list of words."
+    words = [k for k in ('defense', 'settings', 'weights', 'data') if facts[k] != others[k]]
+    change = (torch.tensor(facts['answers']) - torch.tensor(others['answers'])).abs().max()
+    same = 'data' in words or change <= 1e-3 + 2 * max(facts['spread'], others['spread'])
+    return words if same else [*words, 'answers']
+
+# %% ../nbs/07_grade.ipynb #de0aafc6
+@dataclass
+class Evaluation:
+    "What the evaluator knows of a defense."
+
+    probs: torch.Tensor  # its answers to the test set (N, K)
+    labels: torch.Tensor  # (N,)
+    ledger: dict  # the evaluator's questions, by purpose
+
+    def price(self):
+        "What honest users get."
+        return scores(self.probs, self.labels)
+
+# %% ../nbs/07_grade.ipynb #5895b03c
+def asked_test_set(oracle, data):
+    "The answers (N, K) to the test set, and its labels (N,)."
+    pairs = [(oracle(x, 'the test set').cpu(), y) for x, y in batches(data.test, 1024)]
+    answers, labels = zip(*pairs, strict=True)
+    return torch.cat(answers), torch.cat(labels)
+
+# %% ../nbs/07_grade.ipynb #3568a022
+def evaluation(
+    defense,  # images -> probabilities
+    data,  # Data
+    seed,  # of the defense's noise
+    out,  # folder of a grading, or None
+):  # Evaluation
+    "The evaluator's questions; from `out` what it has asked before."
+    oracle = evaluators_oracle(defense, data, seed)
+    facts, path = identity(defense, data, oracle), out and out / 'graded' / 'answers.safetensors'
+    if path and path.exists():
+        tensors, earlier = load_tensors(path)
+        check_same(out, facts, earlier)
+    else:
+        probs, labels = asked_test_set(evaluators_oracle(defense, data, seed), data)
+        tensors = dict(probs=probs, labels=labels)
+        oracle.charge(len(labels), 'the test set')
+    return kept(path, tensors, facts, oracle.ledger)
+
+# %% ../nbs/07_grade.ipynb #4a22f860
+def check_same(out, facts, earlier):
+    "Raise one clear error if `out` holds the grading of something else."
+    with reading(out / 'graded', 'give another folder as out'):
+        words = differing(facts, earlier)
+    if words:
+        raise ValueError(
+            f"{out} holds the grading of another model ({', '.join(words)} differ): "
+            "give another folder as out, or delete it"
+        )
+
+# %% ../nbs/07_grade.ipynb #895fb91a
+def kept(path, tensors, facts, asked):
+    "The evaluation; where a path is given, with all questions that were ever asked for it."
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ledger = path.with_name('ledger.json')
+        asked = dict(Counter(load_json(ledger) if ledger.exists() else {}) + Counter(asked))
+        if not path.exists():
+            save_tensors(path, tensors, facts)
+        save_json(ledger, asked)
+    return Evaluation(tensors['probs'], tensors['labels'], asked)
 
 # %% ../nbs/07_grade.ipynb #5cf6e915
-def check_graded(defense, data, plan, seed):
+def check_graded(data, names, out):
     "Raise what is wrong with a grading before it begins."
-    answers_to(in_service(defense, seed), data.test[0][0][None], 1)
-    for s in plan.values():
-        try_attack(s, data, Uniform(data.num_classes))
+    check_data(data)
+    if out and Path(out).exists() and not Path(out).is_dir():
+        raise ValueError(f'out: {out} is no folder')
+    if not names:
+        raise ValueError('rows names no attack: leave it away for all of them')
 
 # %% ../nbs/07_grade.ipynb #c07c875c
 def best(record):
@@ -163,24 +284,12 @@ def best(record):
     chosen = record.chosen or record.clone
     return max(record.clone['accuracy'], record.clone['renamed'], chosen['accuracy'])
 
-# %% ../nbs/07_grade.ipynb #8b4f68cf
-def check_folder(out, defense, data):
-    "Raise one clear error if `out` holds the grading of something else."
-    out.mkdir(parents=True, exist_ok=True)
-    weights = weights_digest(defense) if isinstance(defense, nn.Module) else None
-    facts, path = dict(weights=weights, data=data.name), out / 'graded.json'
-    if path.exists() and json.loads(path.read_text()) != facts:
-        raise ValueError(
-            f'{out} holds the grading of another model: give another folder as out, or delete it'
-        )
-    save_json(path, facts)
-
 # %% ../nbs/07_grade.ipynb #3604e3a0
 def attempt(
     s,  # Settings of the attack
     defense,  # images -> probabilities
     data,  # Data to judge the clone on
-    price,  # dict, what the defense costs honest users
+    known,  # Evaluation
     out,  # folder, or None
 ):  # Record
     "One attack of the set; from `out` what is there already."
@@ -189,9 +298,9 @@ def attempt(
         return read_record(path)
 
     def measure(clone):
-        return dict(accuracy=evaluate(clone, data.test)['accuracy'])
+        return dict(accuracy=scores(*predict(clone, data.test))['accuracy'])
 
-    return conduct(s, data, defense, measure, in_service(defense, s.seed), price, path)
+    return conduct(s, data, defense, measure, known.probs, known.price(), path)
 
 # %% ../nbs/07_grade.ipynb #9979aa53
 def needs_real(name):
@@ -202,6 +311,7 @@ def needs_real(name):
 def grade_line(name, record, seconds):
     "A line of a grade's table."
     real = ' (with real images)' if needs_real(name) else ''
+    real += f' ({record.failed.partition(":")[0]})' if record.failed else ''
     line = {
         'attack': f'{name}{real}',
         'last': f"{record.clone['accuracy']:.1%}",
@@ -216,6 +326,15 @@ def grade_line(name, record, seconds):
 class Grade(dict):
     "Records by the name of the attack, the strongest clone first."
 
+    def __init__(
+        self,
+        records,  # dict: name of the attack -> Record
+        failed,  # dict: name of the attack -> what went wrong
+        evaluation,  # Evaluation
+    ):
+        super().__init__(sorted(records.items(), key=lambda item: -best(item[1])))
+        self.failed, self.evaluation = failed, evaluation
+
     def strongest(self, real=True):
         "Name and record of what stole most; `real=False`: of what needs no real image."
         return next((name, r) for name, r in self.items() if real or not needs_real(name))
@@ -228,10 +347,13 @@ class Grade(dict):
         return self.table()
 
     def __str__(self):
-        accuracy = next(iter(self.values())).utility['accuracy']
-        lines = [f'the defended model: {accuracy:.1%} on the test set', '', self.table(), '']
+        known = self.evaluation
+        asked = ', '.join(f'{count:,} for {purpose}' for purpose, count in known.ledger.items())
+        lines = [f"the defended model: {known.price()['accuracy']:.1%} on the test set"]
+        lines += ['', self.table(), ''] if self else []
         for real, what in ((False, 'without any data'), (True, 'in all')):
-            if real or not all(map(needs_real, self)):
+            if self and (real or not all(map(needs_real, self))):
                 name, record = self.strongest(real)
                 lines.append(f'strongest attack {what}: {name}, {best(record):.1%}')
-        return '\n'.join(lines)
+        lines += [f'FAILED {name}: {said}' for name, said in self.failed.items()]
+        return '\n'.join([*lines, f"the evaluator's own questions: {asked}"])

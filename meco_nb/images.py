@@ -19,7 +19,7 @@ from pydantic import AfterValidator
 from torch import nn
 
 from .data import DATASETS, batches, find_dataset, load_data
-from .methods import check_keys
+from .methods import Count, Seed, Shape, check_keys, checked
 from .models import Generator, to_image
 
 # %% ../nbs/00d_images.ipynb #80e84a4c
@@ -230,8 +230,8 @@ class Source:
     def __init__(
         self,
         name: SourceName,  # 'distorted NAME' distorts each image
-        shape: tuple,  # (C, H, W) of the images wanted
-        seed: int = 0,  # of the weights of an untrained network
+        shape: Shape,  # (C, H, W) of the images wanted
+        seed: Seed = 0,  # of the weights of an untrained network
         images: torch.Tensor | None = None,  # what 'real' draws from (N, C, H, W)
     ):
         self.distort = source_name(name).startswith('distorted ')
@@ -244,6 +244,9 @@ class Source:
     def __call__(self, count, random):
         images = drawn(self, count, random)
         return distorted(images, random) if self.distort else images
+
+# %% ../nbs/00d_images.ipynb #5132f8ac
+Source.__init__ = checked(Source.__init__)
 
 # %% ../nbs/00d_images.ipynb #8c2f36fc
 @torch.no_grad()
@@ -266,11 +269,12 @@ def mixed(parts, count, random):
     return images[torch.randperm(count, generator=random)]
 
 # %% ../nbs/00d_images.ipynb #75e441fe
+@checked
 def make_images(
     source: SourceName,  # where they come from
-    count,  # how many
-    shape,  # (C, H, W)
-    seed=0,  # decides which
+    count: Count,  # how many
+    shape: Shape,  # (C, H, W)
+    seed: Seed = 0,  # decides which
 ):  # float images (count, C, H, W) in [0, 1]
     "Images that are not the victim's."
     random = torch.Generator().manual_seed(seed)

@@ -5,20 +5,30 @@
 # %% auto #0
 __all__ = ['LARGE', 'SMALL', 'BLOCKS', 'NETWORKS', 'MODELS', 'Normalize', 'Classifier', 'LeNet5', 'lenet5', 'lenet5_half',
            'resnet18_8x', 'resnet34_8x', 'mobilenet_v2', 'densenet121', 'googlenet', 'find_model', 'build_model',
-           'reinitialised', 'to_image', 'Generator']
+           'own_copy', 'reinitialised', 'to_image', 'Generator']
 
 # %% ../nbs/00b_models.ipynb #be9f7e94
 #| code-fold: true
 #| code-summary: "Imports"
-import copy
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .answers import copied
 from .fast import doubled_conv
-from .methods import Count, Positive, check_keys, check_settings, checked, load_path
+from meco_nb.methods import (
+    Count,
+    Positive,
+    Seed,
+    Shape,
+    check_keys,
+    check_settings,
+    checked,
+    converted,
+    load_path,
+)
 
 # %% ../nbs/00b_models.ipynb #a9142d2f
 class Normalize(nn.Module):
@@ -35,6 +45,8 @@ class Normalize(nn.Module):
 # %% ../nbs/00b_models.ipynb #799c29b5
 class Classifier(nn.Module):
     "A network behind its normalisation: images (N, C, H, W) in [0, 1] -> logits (N, K)."
+
+    gives = 'logits'
 
     def __init__(
         self,
@@ -82,13 +94,15 @@ class LeNet5(nn.Sequential):
     @checked
     def __init__(
         self,
-        shape: tuple,  # (C, H, W)
+        shape: Shape,  # (C, H, W)
         num_classes: Count,  # K
         scale: Positive = 1.0,  # of all widths
         batch_norm: bool = False,  # after each convolution
     ):
         if not all(8 <= side <= 32 for side in shape[1:]):
             raise ValueError(f"LeNet-5 takes images of 8 to 32 pixels a side, got {tuple(shape)}")
+        if scale * 6 < 0.5:
+            raise ValueError(f"LeNet-5 needs a scale of 0.1 or more, got {scale}")
         layers, channels, sides = _body(shape[0], shape[1:], scale, batch_norm)
         wide, narrow = round(120 * scale), round(84 * scale)
         layers += [*_stage(channels, wide, tuple(sides), 0, batch_norm), nn.Flatten()]
@@ -181,8 +195,11 @@ def find_model(
     name,  # one of MODELS, or 'module:function'
 ):  # function (shape, num_classes, **settings) -> nn.Module giving logits
     "The function that builds a network; raises a ValueError that lists the known names."
-    if ':' in name:
-        return load_path(name)
+    if ':' in str(name):
+        network = load_path(name)
+        if not callable(network):
+            raise ValueError(f'{name!r} is no function')
+        return network
     check_keys('model', [name], MODELS)
     return MODELS[name]
 
@@ -194,20 +211,35 @@ def build_model(
     **settings,  # of the network: `batch_norm` for the LeNets
 ):  # -> Classifier giving logits (N, K) for images (N, C, H, W) in [0, 1]
     "Build an untrained classifier."
-    network = find_model(name)
+    network, owner = find_model(name), f'build_model({name!r})'
     settings = check_settings(name, settings, network)
-    if data.shape is None or data.num_classes is None:
+    if getattr(data, 'shape', None) is None or getattr(data, 'num_classes', None) is None:
         raise ValueError(
-            "the oracle does not know its shape and number of classes: "
-            "pass shape= and num_classes= to Oracle"
+            "a model is built for something that has a shape and num_classes, data or an oracle; "
+            "where an oracle does not know them, pass shape= and num_classes= to Oracle"
         )
-    half = (0.5,) * data.shape[0]
+    shape = converted(owner, 'shape', Shape, data.shape)
+    num_classes = converted(owner, 'num_classes', Count, data.num_classes)
+    half = (0.5,) * shape[0]
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
-            torch.manual_seed(seed)
-        built = network(data.shape, data.num_classes, **settings)
+            torch.manual_seed(converted(owner, 'seed', Seed, seed))
+        built = network(shape, num_classes, **settings)
+    if not isinstance(built, nn.Module):
+        raise ValueError(f'{name!r} must build an nn.Module, got {type(built).__name__}')
     statistics = getattr(data, 'mean', half), getattr(data, 'std', half)
-    return Classifier(name, built, data.shape, data.num_classes, *statistics)
+    classifier = Classifier(name, built, shape, num_classes, *statistics)
+    classifier.recipe = dict(
+        name=name, shape=list(shape), num_classes=num_classes, settings=settings
+    )
+    return classifier
+
+# %% ../nbs/00b_models.ipynb #6f6cca89
+def own_copy(
+    model,  # nn.Module
+):  # nn.Module
+    "A copy to be trained: all its weights trainable, in single precision."
+    return copied(model).float().requires_grad_()
 
 # %% ../nbs/00b_models.ipynb #b2877676
 def reinitialised(
@@ -215,7 +247,7 @@ def reinitialised(
     seed,  # of the new weights
 ):  # a copy of the model, untrained, all of it trainable
     "The same architecture with fresh weights."
-    model = copy.deepcopy(model)
+    model = own_copy(model)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for name, module in model.named_modules():
@@ -226,7 +258,7 @@ def reinitialised(
                     f"{name or type(model).__name__} has parameters of its own and "
                     "no reset_parameters(): give it one"
                 )
-    return model.requires_grad_()
+    return model
 
 # %% ../nbs/00b_models.ipynb #e2a2ee09
 def to_image(

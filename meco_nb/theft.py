@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['interrupt_later', 'one_thread', 'in_service', 'SplitOracle', 'Parties', 'border', 'assemble', 'build_attack', 'Track',
-           'Checkpoint', 'steps_of', 'Theft', 'judge_chosen']
+           'Checkpoint', 'steps_of', 'is_lost', 'until_lost', 'Ignorant', 'Theft', 'judge_chosen']
 
 # %% ../nbs/05b_theft.ipynb #e1f45b40
 #| code-fold: true
 #| code-summary: "Imports"
 import contextlib
-import copy
+import math
 import os
 import signal
 import time
@@ -20,23 +20,23 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from .answers import copied, device_of
 from .attacks.adaptive import perturbed_pair
 from .attacks.base import Attack
 from .choice import Chooser, Reserved, choice, wearing
 from .methods import ATTACKS, AttackCard, card_of
 from .models import build_model
-from .oracle import AccessEnded, Averaged, Oracle, Randomness, Undefended, device_of
+from .oracle import AccessEnded, Averaged, Oracle, Randomness, Undefended
 from .training import Progress, load_state, save_state
 
 # %% ../nbs/05b_theft.ipynb #82cd9337
 @contextlib.contextmanager
 def interrupt_later():
     "Within it, Ctrl-C is only noted: yields a function that tells."
-    noted, parent = [], os.getppid()
+    noted, parent = [], os.environ.get('MECO_WORKER')
 
     def wanted():
-        orphaned = 'MECO_WORKER' in os.environ and os.getppid() != parent
-        return bool(noted) or orphaned
+        return bool(noted) or parent not in (None, str(os.getppid()))
 
     try:
         before = signal.signal(signal.SIGINT, lambda *_: noted.append(True))
@@ -67,7 +67,7 @@ def in_service(
     "A defense at the beginning of its service."
     if not isinstance(defense, nn.Module):
         return defense
-    defense = copy.deepcopy(defense).eval()
+    defense = copied(defense).eval()
     if hasattr(defense, 'randomness'):
         keyed = defense.randomness.seeding == 'keyed'
         key = f'experiment {seed}'.encode()
@@ -124,13 +124,13 @@ def assemble(
     oracle = border(s, defense, api)
     clone = build_model(s.clone, oracle, seed=s.seed + 1, **s.clone_settings)
     clone.to(device_of(defense, 'cpu'))
-    view = Reserved(oracle, s.held_back)
-    if s.average > 1:
-        view = Averaged(view, s.average)
+    view, more = Reserved(oracle, s.held_back), {}
+    if s.average > 1 or s.jitter:
+        view = Averaged(view, s.average, s.jitter, s.seed)
+        more |= dict(jitter=view.randomness)
     view, pupil, noise = perturbed_pair(s.perturb, view, clone, s.seed)
     attack = build_attack(s, pupil, real)
-    if noise is not None:
-        attack.parts |= dict(noise=noise)
+    attack.parts |= more if noise is None else more | dict(noise=noise)
     return Parties(oracle, view, clone, attack)
 
 # %% ../nbs/05b_theft.ipynb #c0a2ea2e
@@ -208,6 +208,38 @@ def steps_of(attack, view):
         except AccessEnded:
             pass
 
+# %% ../nbs/05b_theft.ipynb #848d588b
+def is_lost(attack):
+    "Whether a network of the attack has weights that are not finite."
+    networks = [part for part in attack.parts.values() if isinstance(part, nn.Module)]
+    weights = [p for network in networks for p in network.parameters()]
+    return not all(bool(p.isfinite().all()) for p in weights)
+
+# %% ../nbs/05b_theft.ipynb #a6e2dbdf
+def until_lost(steps, attack):
+    "The steps of an attack, to their end or to where its networks have diverged."
+    try:
+        for used, losses in steps:
+            yield used, losses
+            if not all(map(math.isfinite, losses.values())) and is_lost(attack):
+                return
+    except ValueError:  # a generator that has diverged makes images that are none
+        if not is_lost(attack):
+            raise
+
+# %% ../nbs/05b_theft.ipynb #a4e50e13
+class Ignorant(nn.Module):
+    "Logits that say of every class that it is as likely as any other."
+
+    gives = 'logits'
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.num_classes = num_classes
+
+    def forward(self, images):
+        return images.new_zeros(len(images), self.num_classes)
+
 # %% ../nbs/05b_theft.ipynb #3be87618
 class Theft:
     "One attack on one defense: `run` it to the end of its budget, or of access."
@@ -222,7 +254,7 @@ class Theft:
     ):
         self.oracle, self.view, self.clone, self.attack = assemble(s, defense, real, **api)
         self.chooser = Chooser(self.attack, self.clone, self.oracle, s.held_back, s.clone_average)
-        self.track = Track()
+        self.track, self.failed = Track(), None
         parts = dict(attack=self.attack, oracle=self.oracle, chooser=self.chooser, track=self.track)
         self.checkpoint = Checkpoint(path, parts)
 
@@ -235,24 +267,51 @@ class Theft:
         "Attack to the end, measuring, choosing and saving on the way."
         with interrupt_later() as interrupted, Progress(self.oracle.budget, text) as progress:
             self.track.start()
-            for used, _ in steps_of(self.attack, self.view):
+            for used, _ in self.steps():
                 self.chooser.step()
                 self.look_on(measure, used * points // self.view.budget, interrupted())
                 progress.update(self.oracle.used)
-            with self.track.paused():
-                self.chooser.look(last=True)
+            self.end()
         if self.track.curve:  # some attacks learn after they have bought
-            self.track.curve[-1] = dict(queries=self.oracle.used, **measure(self.clone))
+            self.track.curve[-1] = dict(queries=self.oracle.used, **measure(self.judged()))
+
+    @contextlib.contextmanager
+    def kept(self):
+        "A question that fails within it leaves a checkpoint: what was bought is not bought again."
+        try:
+            yield
+        except Exception:
+            self.checkpoint.save()
+            raise
+
+    def steps(self):
+        "Those of the attack."
+        with self.kept():
+            yield from until_lost(steps_of(self.attack, self.view), self.attack)
+
+    def end(self):
+        "The last look at the clone, or the reason why there is nothing to see."
+        if is_lost(self.attack):
+            self.failed = f'diverged: weights are not finite after {self.oracle.used:,} queries'
+            return
+        with self.track.paused(), self.kept():
+            self.chooser.look(last=True)
+
+    def judged(self):
+        "The clone; in the place of one that answers NaN, one that knows nothing."
+        return Ignorant(self.oracle.num_classes) if is_lost(self.attack) else self.clone
 
     def look_on(self, measure, due, interrupted):
         "Between two steps: measure until `due` points are there, save, and stop if that is wanted."
         late = time.monotonic() > self.checkpoint.saved + 60
+        due = 0 if due > len(self.track.curve) and is_lost(self.attack) else due
         if due > len(self.track.curve) or interrupted or late:
             with self.track.paused():
                 while due > len(self.track.curve):
-                    self.chooser.look()
-                    images = self.attack.samples(10).cpu()
-                    self.track.point(self.oracle.used, measure(self.clone), images)
+                    measured, images = measure(self.clone), self.attack.samples(10).cpu()
+                    with self.kept():
+                        self.chooser.look()
+                    self.track.point(self.oracle.used, measured, images)
                 self.checkpoint.save()
         if interrupted:
             hint = '; resume=True goes on from here' if self.checkpoint.path else ''
@@ -266,7 +325,7 @@ def judge_chosen(
     judge,  # function (clone) -> dict
 ):  # dict, or None if nothing was held back
     "What `judge` says of the clone that the attacker would choose, and which one that is."
-    best = choice(theft.chooser)
+    best = choice(theft.chooser, lost=theft.failed is not None)
     if best is None:
         return None
     name, weights, agreement = best

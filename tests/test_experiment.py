@@ -102,14 +102,15 @@ def test_records_say_what_made_them(whole):
 def test_a_worker_ends_with_its_parent(tmp_path):
     settings = dict(SHORT, budget=10_000_000, out=str(tmp_path))
     code = (
-        "import subprocess, sys, time\n"
+        "import os, subprocess, sys, time\n"
+        "os.environ['MECO_WORKER'] = str(os.getpid())\n"
         "code = 'from meco_nb.grid import main; main()'\n"
         "p = subprocess.Popen([sys.executable, '-c', code, sys.argv[1]])\n"
         "print(p.pid, flush=True)\ntime.sleep(600)"
     )
     command = [sys.executable, '-c', code, json.dumps(settings)]
     silent = dict(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    parent = subprocess.Popen(command, **silent, env={**os.environ, 'MECO_WORKER': '1'})
+    parent = subprocess.Popen(command, **silent)
     worker = int(parent.stdout.readline())
     while not (list(tmp_path.glob('models/victim*.json'))):
         time.sleep(0.05)

@@ -77,12 +77,14 @@ def test_the_defense_is_asked_in_eval_mode_and_without_gradients():
 
 @settings(deadline=None)
 @given(st.binary(min_size=1, max_size=64), st.integers(0, 7), st.integers(0, 15))
-def test_one_bit_of_key_or_image_changes_keyed_noise(key, bit, pixel):
-    images = torch.linspace(0.1, 0.9, 16).view(1, 1, 4, 4)
+def test_one_bit_of_key_or_level_of_a_pixel_changes_keyed_noise(key, bit, pixel):
+    images = torch.linspace(0.1, 0.9, 16).mul(255).round().div(255).view(1, 1, 4, 4)
     noise = Randomness('keyed', key).normal(images)
     assert torch.equal(Randomness('keyed', key).normal(images), noise)
     other = bytes([key[0] ^ 1 << bit]) + key[1:]
     assert not torch.equal(Randomness('keyed', other).normal(images), noise)
     changed = images.clone().view(-1)
-    changed[pixel] = torch.nextafter(changed[pixel], torch.tensor(1.0))
+    changed[pixel] += 0.4 / 255  # not a level
+    assert torch.equal(Randomness('keyed', key).normal(changed.view(1, 1, 4, 4)), noise)
+    changed[pixel] += 0.6 / 255
     assert not torch.equal(Randomness('keyed', key).normal(changed.view(1, 1, 4, 4)), noise)

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,11 @@ ROOT = Path(__file__).parent.parent
 
 
 def python(code):
-    said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    "What code prints, run in a folder of its own."
+    with tempfile.TemporaryDirectory() as folder:
+        said = subprocess.run(
+            [sys.executable, '-c', code], capture_output=True, text=True, cwd=folder
+        )
     assert said.returncode == 0, said.stderr
     return said.stdout
 

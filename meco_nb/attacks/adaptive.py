@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ..methods import Count, Positive, checked
+from ..methods import Count, Positive, Seed, checked
 from ..oracle import Randomness, Wrapped
 
 # %% ../../nbs/attacks/adaptive.ipynb #410da502
@@ -36,7 +36,7 @@ class LearnedNoise(nn.Module):
         channels: Count,  # of the images
         width: Count = 64,  # of the two residual blocks
         strength: Positive = 0.1,  # most that a pixel is moved, pixels being in [0, 1]
-        seeding: Literal['keyed'] | int = 0,  # of the noise; 'keyed': drawn from the image
+        seeding: Literal['keyed'] | Seed = 0,  # of the noise; 'keyed': drawn from the image
     ):
         super().__init__()
         self.enter = conv(2 * channels, width)
@@ -92,7 +92,7 @@ def perturbed_pair(
     kind: Literal[PERTURB],
     oracle,  # what an attack asks
     clone: nn.Module,  # Classifier
-    seed: int = 0,  # of weights and noise
+    seed: Seed = 0,  # of weights and noise
     **settings,  # of LearnedNoise: width, strength
 ):  # oracle, clone, and the noise, None for 'none'
     "What an attack with a perturbation of its own asks and trains."

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .dfme import GeneratorAttack, move_only
-from ..methods import AttackCard, Count, NotNegative, Positive, checked
+from ..methods import AttackCard, Count, NotNegative, Positive, Seed, Shape, checked
 
 # %% ../../nbs/attacks/dast.ipynb #caf0b9ca
 def dast_loss(
@@ -62,7 +62,7 @@ class DaST(GeneratorAttack):
     def __init__(
         self,
         clone: nn.Module,  # gives logits (N, K); trained in place
-        shape: tuple | None = None,  # (C, H, W) of the images; default: the clone's
+        shape: Shape | None = None,  # (C, H, W) of the images; default: the clone's
         batch_size: Count = 500,  # images asked at once
         alpha: NotNegative = 0.2,  # weight of the class that was asked for
         beta: NotNegative = 0.1,  # weight of the probabilities
@@ -71,7 +71,7 @@ class DaST(GeneratorAttack):
         width: Count = 64,  # of the generator
         latent: Count = 128,  # of the generator, at least the number of classes
         images: torch.Tensor | None = None,  # not used: data-free
-        seed: int = 0,  # decides everything that is random in the attack
+        seed: Seed = 0,  # decides everything that is random in the attack
     ):
         super().__init__(clone, shape, batch_size, width, latent, clone_lr, seed=seed)
         self.alpha, self.beta = alpha, beta

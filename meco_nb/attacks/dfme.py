@@ -21,9 +21,10 @@ from meco_nb.attacks.base import (
     clone_step,
     disagreement,
     set_learning_rate,
+    shape_of,
 )
 from ..images import Source, SourceName
-from ..methods import AttackCard, Count, Positive, Whole, checked
+from ..methods import AttackCard, Count, Positive, Seed, Shape, Whole, checked
 from ..models import Generator, to_image
 from ..zeroth_order import estimate_gradient
 
@@ -47,7 +48,7 @@ class GeneratorAttack(Attack):
     def __init__(
         self,
         clone: nn.Module,  # gives logits (N, K); trained in place
-        shape: tuple | None = None,  # (C, H, W) of the images; default: the clone's `image_shape`
+        shape: Shape | None = None,  # (C, H, W) of the images; default: the clone's `image_shape`
         batch_size: Count = 256,  # images asked at once
         width: Count = 64,  # of the generator: channels of its last hidden layer
         latent: Count = 256,  # of the generator: random numbers an image is made of
@@ -56,11 +57,11 @@ class GeneratorAttack(Attack):
         floor: Positive = 1e-12,  # smallest probability taken seriously by 'l1'
         source: SourceName | None = None,  # images to ask instead of the generator's
         images: torch.Tensor | None = None,  # what the source 'real' draws from (N, C, H, W)
-        seed: int = 0,  # decides everything that is random in the attack
+        seed: Seed = 0,  # decides everything that is random in the attack
     ):
         super().__init__(clone, batch_size, seed)
         self.clone_lr, self.loss, self.floor = clone_lr, loss, floor
-        shape, device = shape or clone.image_shape, next(clone.parameters()).device
+        shape, device = shape_of(clone, shape), next(clone.parameters()).device
         self.source = Source(source, shape, seed, images) if source else None
         self.generator = new_generator(shape, latent, width, seed)
         self.generator.to(device, memory_format=torch.channels_last)
@@ -226,7 +227,7 @@ class DFME(GeneratorAttack):
     def __init__(
         self,
         clone: nn.Module,  # gives logits (N, K); trained in place
-        shape: tuple | None = None,  # (C, H, W) of the images; default: the clone's `image_shape`
+        shape: Shape | None = None,  # (C, H, W) of the images; default: the clone's `image_shape`
         batch_size: Count = 256,  # B
         generator_steps: Whole = 1,  # n_G; 0: a generator that is never trained
         clone_steps: Count = 5,  # n_C

@@ -20,7 +20,7 @@ from torch import nn
 from .base import Loss, Memory, anneal, choose_loss, relearn_epoch
 from .dfme import GeneratorAttack, learn_fresh, move_only
 from ..images import Source, SourceName
-from ..methods import AttackCard, Count, NotNegative, Positive, Share, checked
+from ..methods import AttackCard, Count, NotNegative, Positive, Seed, Shape, Share, checked
 from ..training import augment
 
 # %% ../../nbs/attacks/dfms_hl.ipynb #8823a401
@@ -207,15 +207,15 @@ class DFMSHL(GeneratorAttack):
         ),
         small=dict(width=8, gan_steps=3, fit_epochs=2, proxy_images=40),
     )
-    counters = ('steps', 'act', 'count')
+    counters = ('steps', 'act', 'count', 'studied')
 
     @checked
     def __init__(
         self,
         clone: nn.Module,  # gives logits (N, K); trained in place
-        shape: tuple | None = None,  # (C, H, W) of the images; default: the clone's `image_shape`
+        shape: Shape | None = None,  # (C, H, W) of the images; default: the clone's `image_shape`
         batch_size: Count = 64,
-        seed: int = 0,  # decides everything that is random in the attack
+        seed: Seed = 0,  # decides everything that is random in the attack
         images: torch.Tensor | None = None,  # what the source 'real' draws from (N, C, H, W)
         source: SourceName = 'shapes',  # of the proxy images
         proxy_images: Count = 5_000,  # size of the proxy set
@@ -242,7 +242,7 @@ class DFMSHL(GeneratorAttack):
         self.fit_epochs, self.fit_lr = fit_epochs, fit_lr
         self.diversity, self.first_diversity = diversity, first_diversity
         self.bought, self.fresh = Memory(), copy.deepcopy(clone.state_dict())
-        self.act, self.count = 0, 0
+        self.act, self.count, self.studied = 0, 0, 0
         self.parts |= dict(gan=self.gan, bought=self.bought)
 
     def draw(self, count, random=None):
@@ -254,12 +254,18 @@ class DFMSHL(GeneratorAttack):
     def cost(self):
         return dict(clone=self.batch_size) if SCRIPT[self.act] in ('buy', 'alternate') else {}
 
+    def done(self, oracle):
+        return oracle.remaining == 0 and self.studied == len(self.bought)
+
     def step(self, oracle):
-        "One step of the act that is on."
+        "One step of the act that is on; where access has ended, of the learning that is left."
+        if oracle.remaining == 0 and SCRIPT[self.act] != 'fit':
+            self.act, self.count = SCRIPT.index('fit', self.act), 0
         act = SCRIPT[self.act]
         self.generator.train()
         losses = ACTS[act](self, oracle)
         self.count += 1
         if self.count >= length(self, act, oracle.budget):
+            self.studied = len(self.bought) if act == 'fit' else self.studied
             self.act, self.count = self.act + 1, 0
         return losses

@@ -13,10 +13,18 @@ import copy
 import torch
 from torch import nn
 
-from .base import Attack, Loss, Memory, choose_loss, clone_step, relearn_epoch
+from meco_nb.attacks.base import (
+    Attack,
+    Loss,
+    Memory,
+    choose_loss,
+    clone_step,
+    relearn_epoch,
+    shape_of,
+)
 from .dfme import sgd
 from ..images import Source, SourceName, is_dataset, other_dataset
-from ..methods import AttackCard, Count, Positive, Share, Whole, checked
+from ..methods import AttackCard, Count, Positive, Seed, Shape, Share, Whole, checked
 
 # %% ../../nbs/attacks/knockoff.ipynb #2982b1fd
 def dataset_kinds(name, shape, seed):
@@ -197,9 +205,9 @@ class Knockoff(Attack):
     def __init__(
         self,
         clone: nn.Module,  # gives logits (N, K); trained in place
-        shape: tuple | None = None,  # (C, H, W) of the images; default: the clone's `image_shape`
+        shape: Shape | None = None,  # (C, H, W) of the images; default: the clone's `image_shape`
         batch_size: Count = 64,
-        seed: int = 0,  # decides everything that is random in the attack
+        seed: Seed = 0,  # decides everything that is random in the attack
         images: torch.Tensor | None = None,  # what the source 'real' draws from (N, C, H, W)
         source: SourceName = 'shapes',  # what to ask about
         adaptive: bool = False,  # let a bandit choose among the kinds of the source
@@ -210,7 +218,7 @@ class Knockoff(Attack):
         floor: Positive = 1e-12,  # smallest probability taken seriously by 'l1'
     ):
         super().__init__(clone, batch_size, seed)
-        self.kinds = Kinds(source, shape or clone.image_shape, seed, images)
+        self.kinds = Kinds(source, shape_of(clone, shape), seed, images)
         if adaptive and len(self.kinds) == 1:
             raise ValueError(
                 "adaptive=True needs a source of several kinds, a dataset or 'mixed'; "

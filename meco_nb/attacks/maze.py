@@ -14,7 +14,7 @@ from torch import nn
 
 from .base import Loss, Memory, anneal, choose_loss, clone_step, distil_epoch
 from .dfme import DFME, learn_fresh, moves, set_rates, sgd, taken
-from ..methods import AttackCard, Count, Positive, Whole, checked
+from ..methods import AttackCard, Count, Positive, Shape, Whole, checked
 
 # %% ../../nbs/attacks/maze.ipynb #4bb4e1da
 def reuses(attack):
@@ -66,7 +66,7 @@ class MAZE(DFME):
     def __init__(
         self,
         clone: nn.Module,  # gives logits (N, K); trained in place
-        shape: tuple | None = None,  # (C, H, W) of the images; default: the clone's `image_shape`
+        shape: Shape | None = None,  # (C, H, W) of the images; default: the clone's `image_shape`
         batch_size: Count = 128,  # B
         directions: Count = 10,  # m
         generator_lr: Positive = 1e-3,  # of SGD

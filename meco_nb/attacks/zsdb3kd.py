@@ -15,8 +15,8 @@ import math
 import torch
 from torch import nn
 
-from .base import Attack, Memory, distil_epoch
-from ..methods import AttackCard, Count, NotNegative, Positive, Whole, checked
+from .base import Attack, Memory, distil_epoch, shape_of
+from ..methods import AttackCard, Count, NotNegative, Positive, Seed, Shape, Whole, checked
 
 # %% ../../nbs/attacks/zsdb3kd.ipynb #e1558604
 DOUBLINGS, HALVINGS = 6, 8
@@ -244,7 +244,7 @@ class ZSDB3KD(Attack):
     def __init__(
         self,
         clone: nn.Module,  # gives logits (N, K); trained in place
-        shape: tuple | None = None,  # (C, H, W); default: the clone's `image_shape`
+        shape: Shape | None = None,  # (C, H, W); default: the clone's `image_shape`
         batch_size: Count = 20,  # training images made at a time
         tries: Count = 20,  # draws of noise for each image
         pushes: Whole = 2,  # away from the boundary: how often
@@ -253,11 +253,11 @@ class ZSDB3KD(Attack):
         epochs: Count = 5,  # after each batch, over all that was made
         clone_lr: Positive = 1e-3,  # of Adam
         images: torch.Tensor | None = None,  # not used: data-free
-        seed: int = 0,  # decides everything that is random in the attack
+        seed: Seed = 0,  # decides everything that is random in the attack
     ):
         super().__init__(clone, batch_size, seed)
         self.shape, self.tries, self.pushes, self.push = (
-            shape or clone.image_shape,
+            shape_of(clone, shape),
             tries,
             pushes,
             push,

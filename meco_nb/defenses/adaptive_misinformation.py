@@ -8,16 +8,15 @@ __all__ = ['PRESETS', 'doubt_loss', 'wrong_loss', 'share_of_lies', 'AdaptiveMisi
 # %% ../../nbs/defenses/adaptive_misinformation.ipynb #6552cb90
 #| code-fold: true
 #| code-summary: "Imports"
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..answers import probabilities_of
 from ..images import Source, SourceName
-from ..methods import DefenseCard, NotNegative, Share, Whole, checked
-from ..models import reinitialised
-from ..training import train
+from ..methods import DefenseCard, NotNegative, Seed, Share, Whole, checked
+from ..models import own_copy, reinitialised
+from ..training import check_fit, train
 
 # %% ../../nbs/defenses/adaptive_misinformation.ipynb #d640415c
 def doubt_loss(
@@ -75,16 +74,16 @@ class AdaptiveMisinformation(nn.Module):
         victim: nn.Module,  # gives logits (N, K) for images in [0, 1], trained; copied
         threshold: Share = 0.7,  # tau, a confidence: below it the answer is misinformation
         steepness: NotNegative = 1000.0,  # nu
-        seed: int = 0,  # of the misinformer's initial weights
+        seed: Seed = 0,  # of the misinformer's initial weights
     ):
         super().__init__()
         self.threshold, self.steepness = threshold, steepness
-        self.victim, self.misinformer = copy.deepcopy(victim), reinitialised(victim, seed + 1)
+        self.victim, self.misinformer = own_copy(victim), reinitialised(victim, seed + 1)
 
     def forward(self, images):
-        probs = self.victim(images).softmax(-1)
+        probs = probabilities_of(self.victim, images)
         a = share_of_lies(probs, self.threshold, self.steepness)
-        return (1 - a) * probs + a * self.misinformer(images).softmax(-1)
+        return (1 - a) * probs + a * probabilities_of(self.misinformer, images)
 
     @checked
     def fit(
@@ -93,10 +92,11 @@ class AdaptiveMisinformation(nn.Module):
         exposure: NotNegative = 1.0,  # weight of the doubt on foreign images; 0: no exposure
         foreign: SourceName = 'shapes',  # where foreign images come from, as for `Source`
         epochs: Whole = 10,  # passes over the training set
-        seed: int = 0,  # of the foreign images and the training
+        seed: Seed = 0,  # of the foreign images and the training
         **settings,  # of `train`: batch_size, lr, optimizer, augmented, checkpoint
     ):  # self, in eval mode
         "Expose the victim to foreign images, and train the misinformer."
+        check_fit(self.victim, data)
         source = Source(foreign, data.shape, seed)
 
         def loss(images, labels):

@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from ..answers import device_of, probabilities_of
 from ..images import Source, SourceName
-from ..methods import Count, DefenseCard, NotNegative, Whole, checked
-from ..models import build_model, reinitialised
-from ..training import train
+from ..methods import Count, DefenseCard, NotNegative, Seed, Whole, checked
+from ..models import build_model, find_model, reinitialised
+from ..training import check_fit, of_training, train
 
 # %% ../../nbs/defenses/edm.ipynb #8895a881
 def make_members(
@@ -35,14 +36,19 @@ def make_members(
     members = nn.ModuleList(named_members(victim, models, seed))
     for member in members:
         member.normalize = copy.deepcopy(victim.normalize)
-    return members.to(next(victim.parameters()).device)
+    return members.to(device_of(victim, 'cpu'))
 
 # %% ../../nbs/defenses/edm.ipynb #7a07bdcf
 def named_members(victim, models, seed):
     "Networks by name for the victim's images and classes."
-    if not hasattr(victim, 'image_shape'):
+    if not models:
+        raise ValueError('models names no member: leave it away for the architecture of the victim')
+    for name in models:
+        find_model(name)
+    if not all(hasattr(victim, name) for name in ('image_shape', 'num_classes', 'normalize')):
         raise ValueError(
-            'models= needs a victim with image_shape and num_classes, as build_model makes'
+            'models= needs a victim with image_shape, num_classes and normalize, as build_model '
+            'makes'
         )
     like = SimpleNamespace(shape=victim.image_shape, num_classes=victim.num_classes)
     return [build_model(name, like, seed=seed + i) for i, name in enumerate(models)]
@@ -154,7 +160,7 @@ def ask_each(
     order = index.argsort(stable=True)
     parts = images[order].split(index.bincount(minlength=len(members)).tolist())
     pairs = zip(members, parts, strict=True)
-    answers = torch.cat([member(part).softmax(-1) for member, part in pairs if len(part)])
+    answers = torch.cat([probabilities_of(member, part) for member, part in pairs if len(part)])
     return answers[order.argsort()]
 
 # %% ../../nbs/defenses/edm.ipynb #da0287a7
@@ -199,7 +205,7 @@ class EDM(nn.Module):
         classes: Count = 10,  # M of the hash network
         bins: Count = 2,  # m of the hash network
         channels: Count | None = None,  # C of the images; default: from the victim's `image_shape`
-        seed: int = 0,  # of all initial weights
+        seed: Seed = 0,  # of all initial weights
     ):
         super().__init__()
         if channels is None and not hasattr(victim, 'image_shape'):
@@ -208,14 +214,14 @@ class EDM(nn.Module):
         self.members = make_members(victim, models, members, seed)
         self.bins, self.classes = bins, classes
         self.hash = seeded_hash(channels or victim.image_shape[0], classes, seed)
-        self.hash.to(next(victim.parameters()).device)
+        self.hash.to(device_of(victim, 'cpu'))
 
     @property
     def victim(self):
         return self.members[0]
 
     def route(self, images):
-        return pick(self.hash(images).softmax(-1), len(self.members), self.bins)
+        return pick(probabilities_of(self.hash, images), len(self.members), self.bins)
 
     def forward(self, images):
         return ask_each(self.members, self.route(images), images)
@@ -227,10 +233,12 @@ class EDM(nn.Module):
         diversity: NotNegative = 1.0,  # lambda_D
         foreign: SourceName = 'shapes',  # where the members are to disagree
         epochs: Whole = 20,  # passes over the training set
-        seed: int = 0,  # of hash network, foreign images and training
+        seed: Seed = 0,  # of hash network, foreign images and training
         **settings,  # of `train`: batch_size, lr, optimizer, augmented, checkpoint
     ):  # self, in eval mode
         "Train the hash network, then all members together."
+        check_fit(self.victim, data)
+        settings = of_training('EDM.fit', settings)
         train_hash(self.hash, data.shape, self.classes, seed)
         source = Source(foreign, data.shape, seed)
 

@@ -9,18 +9,18 @@ __all__ = ['PRESETS', 'flat', 'true_gradient', 'divergence', 'imagined_gradient'
 # %% ../../nbs/defenses/ini.ipynb #74526da4
 #| code-fold: true
 #| code-summary: "Imports"
-import copy
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..answers import probabilities_of
 from ..images import Source, SourceName
 from ..kd import kl_divergence, l1_logits
-from ..methods import DefenseCard, NotNegative, Whole, checked
-from ..models import reinitialised
-from ..training import train
+from ..methods import DefenseCard, NotNegative, Seed, Whole, checked
+from ..models import own_copy, reinitialised
+from ..training import check_fit, train
 
 # %% ../../nbs/defenses/ini.ipynb #83507386
 def flat(tensors):
@@ -163,10 +163,10 @@ class InI(nn.Module):
         victim: nn.Module,  # gives logits (N, K) for images in [0, 1], trained or not; copied
     ):
         super().__init__()
-        self.victim = copy.deepcopy(victim)
+        self.victim = own_copy(victim)
 
     def forward(self, images):
-        return self.victim(images).softmax(-1)
+        return probabilities_of(self.victim, images)
 
     @checked
     def fit(
@@ -179,10 +179,11 @@ class InI(nn.Module):
         project: bool = True,  # PCGrad; False: the plain sum
         foreign: SourceName = 'shapes',  # where foreign images come from, as for `Source`
         epochs: Whole = 10,  # passes over the training set
-        seed: int = 0,  # of the imagined clone, the foreign images and the training
+        seed: Seed = 0,  # of the imagined clone, the foreign images and the training
         **settings,  # of `train`: batch_size, lr, optimizer, augmented, checkpoint
     ):  # self, in eval mode
         "Train the victim against an imagined clone."
+        check_fit(self.victim, data)
         weights = dict(isolation=isolation, induction=induction, distance=distance)
         clone = reinitialised(self.victim, seed + 1).eval()
         source = Source(foreign, data.shape, seed)

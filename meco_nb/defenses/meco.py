@@ -6,24 +6,23 @@
 __all__ = ['Kind', 'FINE', 'DIGITS', 'FASHION', 'PRESETS', 'Residual', 'rms', 'scaled', 'Perturbation', 'OddPerturbation',
            'WhiteNoise', 'perturbed', 'moved_batch', 'meco_loss', 'make_perturbation', 'seeded_perturbation',
            'channels_of', 'MeCo', 'RandomFilters', 'pixel_std', 'released_loss', 'MeCoReleased', 'MeCoLiteral',
-           'size_and_randomness', 'save_defense', 'load_defense']
+           'size_and_randomness']
 
 # %% ../../nbs/04_meco.ipynb #deb3ffa7
 #| code-fold: true
 #| code-summary: "Imports"
-import copy
-import json
-from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..answers import device_of, dtype_of, probabilities_of
 from ..dro import worst_case
-from ..methods import Count, DefenseCard, NotNegative, Positive, Whole, checked
+from ..methods import Count, DefenseCard, Key, NotNegative, Positive, Seed, Whole, checked
+from ..models import own_copy
 from ..oracle import Randomness
-from ..training import load_weights, save_weights, train
+from ..training import check_fit, train
 
 # %% ../../nbs/04_meco.ipynb #ba758d15
 def _layer(width):
@@ -210,23 +209,23 @@ class MeCo(nn.Module):
         width: Count = 64,  # filters of the perturbation generator
         strength: NotNegative | None = 0.1,  # root mean square of a perturbation; None: free
         kind: Kind = 'learned',  # of perturbation
-        seeding: Literal['fresh', 'keyed'] | int = 'fresh',  # of the noise, as for `Randomness`
-        key: bytes | None = None,  # the secret of 'keyed'
-        seed: int = 0,  # of the perturbation generator's initial weights
+        seeding: Literal['fresh', 'keyed'] | Seed = 'fresh',  # of the noise, as for `Randomness`
+        key: Key | None = None,  # the secret of 'keyed'
+        seed: Seed = 0,  # of the perturbation generator's initial weights
     ):
         super().__init__()
         channels = channels_of(victim, channels)
-        self.made = dict(channels=channels, width=width, strength=strength, kind=kind)
-        self.victim, self.randomness = copy.deepcopy(victim), Randomness(seeding, key)
+        self.victim, self.randomness = own_copy(victim), Randomness(seeding, key)
         self.h = seeded_perturbation(seed, kind, channels, width, strength)
-        self.h.to(next(victim.parameters()).device)
+        self.h.to(device_of(victim, 'cpu'))
 
     def perturb(self, images):
+        images = images.to(dtype_of(self.h, images.dtype))
         noise = self.randomness.normal(images, self.h.noise_shape(images.shape[1:]))
-        return images + self.h(images, noise)
+        return images + self.h(images, noise.to(images.dtype))
 
     def forward(self, images):
-        return self.victim(self.perturb(images)).softmax(-1)
+        return probabilities_of(self.victim, self.perturb(images))
 
     @checked
     def fit(
@@ -241,6 +240,7 @@ class MeCo(nn.Module):
         **settings,  # of `train`: batch_size, lr, optimizer, augmented, seed, checkpoint
     ):  # self, in eval mode
         "Algorithm 1."
+        check_fit(self.victim, data)
         terms = gamma, clean, steps, step_size, repel
 
         def loss(images, labels):
@@ -319,13 +319,13 @@ class MeCoReleased(MeCo):
         victim: nn.Module,  # gives logits (N, K) for images in [0, 1]; copied
         channels: Count | None = None,  # C of the images; default: the victim's
         scale: NotNegative = 0.27,  # size when serving, in standard deviations of a pixel
-        seeding: Literal['fresh', 'keyed'] | int = 'fresh',  # of the filters' weights
-        key: bytes | None = None,  # the secret of 'keyed'
-        seed: int = 0,  # of nothing: no weight is kept
+        seeding: Literal['fresh', 'keyed'] | Seed = 'fresh',  # of the filters' weights
+        key: Key | None = None,  # the secret of 'keyed'
+        seed: Seed = 0,  # of nothing: no weight is kept
     ):
         std = pixel_std(victim)
         super().__init__(victim, channels, None, scale * std, 'filters', seeding, key, seed)
-        self.made, self.pixel_std = dict(channels=self.made['channels'], scale=scale), std
+        self.pixel_std = std
 
     @checked
     def fit(
@@ -335,6 +335,7 @@ class MeCoReleased(MeCo):
         **settings,  # of `train`: batch_size, lr, optimizer, augmented, seed, checkpoint
     ):  # self, in eval mode
         "Train the victim with random filters as augmentation."
+        check_fit(self.victim, data)
 
         def loss(images, labels):
             return released_loss(self.victim, self.h, self.pixel_std, images, labels)
@@ -365,12 +366,11 @@ class MeCoLiteral(MeCo):
         victim: nn.Module,  # gives logits (N, K) for images in [0, 1]; copied
         channels: Count | None = None,  # C of the images; default: the victim's
         width: Count = 64,  # filters of the perturbation generator
-        seeding: Literal['fresh', 'keyed'] | int = 'fresh',  # of the noise
-        key: bytes | None = None,  # the secret of 'keyed'
-        seed: int = 0,  # of the perturbation generator's initial weights
+        seeding: Literal['fresh', 'keyed'] | Seed = 'fresh',  # of the noise
+        key: Key | None = None,  # the secret of 'keyed'
+        seed: Seed = 0,  # of the perturbation generator's initial weights
     ):
         super().__init__(victim, channels, width, None, 'learned', seeding, key, seed)
-        self.made = dict(channels=self.made['channels'], width=width)
 
     @checked
     def fit(
@@ -402,26 +402,3 @@ def size_and_randomness(
     size = draws[0].square().mean().sqrt()
     changed = (draws[0] - draws[1]).square().mean().sqrt()
     return size.item(), (changed / (2**0.5 * size + 1e-12)).item()
-
-# %% ../../nbs/04_meco.ipynb #2a1e673d
-def save_defense(
-    path,  # of the safetensors file
-    defense,  # MeCo or one of its variants, trained
-):
-    "Save a defended model; its key stays with its owner."
-    name, strength = type(defense).__name__, defense.h.strength
-    save_weights(Path(path), defense, dict(defense=name, made=defense.made, strength=strength))
-
-# %% ../../nbs/04_meco.ipynb #d31bbc28
-def load_defense(
-    path,  # of the safetensors file
-    victim,  # nn.Module of the defended victim's architecture; its weights do not matter
-    seeding='fresh',  # as for MeCo
-    key=None,
-):  # the defense, in eval mode
-    "Load what `save_defense` saved."
-    facts = json.loads(Path(path).with_suffix('.json').read_text())
-    cls = {c.__name__: c for c in (MeCo, MeCoLiteral, MeCoReleased)}[facts['defense']]
-    defense = cls(victim, **facts['made'], seeding=seeding, key=key)
-    defense.h.strength = facts['strength']
-    return load_weights(path, defense)

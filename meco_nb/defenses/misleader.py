@@ -8,17 +8,17 @@ __all__ = ['teacher_loss', 'misleader_loss', 'MeanAnswer', 'Misleader']
 # %% ../../nbs/defenses/misleader.ipynb #18c56b0c
 #| code-fold: true
 #| code-summary: "Imports"
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..answers import logits_of, probabilities_of
 from .edm import make_members
 from ..images import distorted
 from ..kd import kl_divergence, soften
-from ..methods import Count, DefenseCard, NotNegative, Positive, Share, Whole, checked
-from ..training import train
+from ..methods import Count, DefenseCard, NotNegative, Positive, Seed, Share, Whole, checked
+from ..models import own_copy
+from ..training import check_fit, train
 
 # %% ../../nbs/defenses/misleader.ipynb #b421f6bd
 def teacher_loss(defended, teacher, temperature):
@@ -59,7 +59,7 @@ class MeanAnswer(nn.Module):
                 setattr(self, name, getattr(members[0], name))
 
     def forward(self, images):
-        logs = torch.stack([member(images).log_softmax(-1) for member in self.members])
+        logs = torch.stack([logits_of(member, images).log_softmax(-1) for member in self.members])
         return logs.logsumexp(0) - torch.tensor(len(self.members)).log()
 
 # %% ../../nbs/defenses/misleader.ipynb #034ef142
@@ -96,15 +96,15 @@ class Misleader(nn.Module):
         victim: nn.Module,  # gives logits (N, K) for images in [0, 1], trained: the teacher
         models: list | None = None,  # names of MODELS, one for each member; default: the victim's
         members: Count = 3,  # where `models` is not given
-        seed: int = 0,  # of all initial weights
+        seed: Seed = 0,  # of all initial weights
     ):
         super().__init__()
         self.victim = MeanAnswer(make_members(victim, models, members, seed))
         self.clones = make_members(victim, models, members, seed + 1000)
-        self.teacher = [copy.deepcopy(victim).eval()]  # in a list: not a part of what is saved
+        self.teacher = [own_copy(victim).eval()]  # in a list: not a part of what is saved
 
     def forward(self, images):
-        return self.victim(images).softmax(-1)
+        return probabilities_of(self.victim, images)
 
     @checked
     def fit(
@@ -118,6 +118,7 @@ class Misleader(nn.Module):
         **settings,  # of `train`: batch_size, lr, optimizer, augmented, seed, checkpoint
     ):  # self, in eval mode
         "Train all members and their inner clones."
+        check_fit(self.victim, data)
         weights = mislead, temperature, alpha, cap
 
         def loss(images, labels):

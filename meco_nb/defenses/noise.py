@@ -18,12 +18,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
+from ..answers import device_of, evaluating, probabilities_of
 from ..data import batches
 from .outputs import level, toward
 from ..images import distorted
-from ..methods import L1, DefenseCard, NotNegative, Whole, checked
+from ..methods import L1, DefenseCard, Key, NotNegative, Seed, Whole, checked
+from ..models import own_copy
 from ..oracle import Randomness, Undefended
-from ..training import train
+from ..training import check_fit, of_training, train
 
 # %% ../../nbs/defenses/noise.ipynb #aa2ba2ca
 def as_if_new(images, random):
@@ -42,7 +44,8 @@ def seeded(defense, seed):
 def own_l1(defense, images):
     "The distances (N,) of a defense's answers from its own victim's."
     plain = Undefended(defense.victim)
-    return torch.cat([(defense(x) - plain(x)).abs().sum(-1) for x in images.split(512)])
+    with evaluating(defense):
+        return torch.cat([(defense(x) - plain(x)).abs().sum(-1) for x in images.split(512)])
 
 # %% ../../nbs/defenses/noise.ipynb #4b696317
 @torch.no_grad()
@@ -57,13 +60,13 @@ def mean_l1(
     random = torch.Generator().manual_seed(seed)
     images, _ = next(batches(data.train, count, random))
     images = as_if_new(images, random) if unseen else images
-    device = next(defense.victim.parameters()).device
+    device = device_of(defense.victim, 'cpu')
     return own_l1(seeded(defense, seed), images.to(device)).mean().item()
 
 # %% ../../nbs/defenses/noise.ipynb #e22a8be0
 def _bracket(distance, l1):
     "Two sizes, of which one gives less than a distance and the other more."
-    for low, high in pairwise([0.0, *(1e-3 * 2**k for k in range(18))]):
+    for low, high in pairwise([0.0, *(1e-3 * 2**k for k in range(17))]):
         if distance(high) >= l1:
             return low, high
     reached = f'the largest tried gives {distance(high):.3f}'
@@ -85,7 +88,7 @@ def match_l1(
     control,  # a defense with a buffer `size`, which is set
     data,  # Data; only its training set is used
     l1: Distance,  # mean l1 distance wanted
-    seed: int = 0,
+    seed: Seed = 0,
 ):  # the control
     "Choose the size of a control's noise so that its `mean_l1` is `l1`."
 
@@ -112,12 +115,12 @@ class Sized(nn.Module):
         self,
         victim: nn.Module,  # gives logits (N, K); copied
         size: NotNegative = 0.1,  # standard deviation of the noise
-        seeding: Literal['fresh', 'keyed'] | int = 'fresh',  # of it, as for `Randomness`
-        key: bytes | None = None,  # the secret of 'keyed'
+        seeding: Literal['fresh', 'keyed'] | Seed = 'fresh',  # of it, as for `Randomness`
+        key: Key | None = None,  # the secret of 'keyed'
     ):
         super().__init__()
-        self.victim, self.randomness = copy.deepcopy(victim), Randomness(seeding, key)
-        device = next(victim.parameters()).device
+        self.victim, self.randomness = own_copy(victim), Randomness(seeding, key)
+        device = device_of(victim, 'cpu')
         self.register_buffer('size', torch.tensor(size, device=device))
 
     @checked
@@ -125,10 +128,11 @@ class Sized(nn.Module):
         self,
         data,  # Data; only its training set is used
         l1: Distance | None = None,  # mean l1 to choose the size for; None: leave it as it is
-        seed: int = 0,  # of the images that are measured on, and of the noise
+        seed: Seed = 0,  # of the images that are measured on, and of the noise
         checkpoint=None,  # not needed: this takes seconds
     ):  # self, in eval mode
         "Choose the size of the noise."
+        check_fit(self.victim, data)
         return self.eval() if l1 is None else match_l1(self.eval(), data, l1, seed)
 
 # %% ../../nbs/defenses/noise.ipynb #376646c1
@@ -151,14 +155,14 @@ class GaussianOutput(Sized):
         victim: nn.Module,  # gives logits (N, K); copied
         size: NotNegative = 0.1,  # standard deviation of the noise on each probability
         keep_argmax: bool = True,  # stop before the top class changes
-        seeding: Literal['fresh', 'keyed'] | int = 'fresh',  # of it, as for `Randomness`
-        key: bytes | None = None,  # the secret of 'keyed'
+        seeding: Literal['fresh', 'keyed'] | Seed = 'fresh',  # of it, as for `Randomness`
+        key: Key | None = None,  # the secret of 'keyed'
     ):
         super().__init__(victim, size, seeding, key)
         self.keep_argmax = keep_argmax
 
     def forward(self, images):
-        probs = self.victim(images).softmax(-1)
+        probs = probabilities_of(self.victim, images)
         noisy = onto_simplex(probs + self.size * self.randomness.normal(images, probs.shape[1:]))
         return toward(probs, noisy, keep_argmax=self.keep_argmax)
 
@@ -203,7 +207,7 @@ class GaussianInput(Sized):
     )
 
     def forward(self, images):
-        return self.victim(images + self.size * self.randomness.normal(images)).softmax(-1)
+        return probabilities_of(self.victim, images + self.size * self.randomness.normal(images))
 
     @checked
     def fit(
@@ -211,10 +215,12 @@ class GaussianInput(Sized):
         data,  # Data; only its training set is used
         l1: Distance | None = None,  # mean l1 to choose the size for; None: leave it as it is
         epochs: Whole = 0,  # of training with noise of the size given
-        seed: int = 0,  # of everything
+        seed: Seed = 0,  # of everything
         **settings,  # of `train`: batch_size, lr, optimizer, augmented, checkpoint
     ):  # self, in eval mode
         "Train the victim with noise, then choose the size."
+        check_fit(self.victim, data)
+        settings = of_training('GaussianInput.fit', settings)
         if epochs:
             train_with_noise(self, data, epochs, seed=seed, **settings)
         return super().fit(data, l1, seed)

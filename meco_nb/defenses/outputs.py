@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..methods import L1, DefenseCard, Positive, Share, Whole, checked
+from ..answers import probabilities_of
+from ..methods import L1, Count, DefenseCard, Key, Positive, Seed, Share, Whole, checked
 from ..oracle import Randomness, top_class
 
 # %% ../../nbs/defenses/outputs.ipynb #9bb91dbe
@@ -33,7 +34,7 @@ class OutputDefense(nn.Module):
         self.victim = victim
 
     def forward(self, images):
-        return self.change(self.victim(images).softmax(-1), images)
+        return self.change(probabilities_of(self.victim, images), images)
 
 # %% ../../nbs/defenses/outputs.ipynb #e84f1dca
 MARGIN = 1e-4  # by which a kept top class stays ahead
@@ -97,7 +98,8 @@ def linear_programme(
     p, zeros = probs.double() / probs.double().sum(), torch.zeros(len(probs)).double()
     objective, total = torch.cat([costs.double(), zeros]), torch.cat([zeros + 1, zeros])[None]
     A, b = _conditions(p, l1, keep_argmax, margin)
-    found = linprog(objective, A, b, total, [1], (0, None))  # all variables 0 or more
+    given = (part.numpy() for part in (objective, A, b, total))
+    found = linprog(*given, [1], (0, None))  # all variables 0 or more
     return torch.from_numpy(found.x[: len(probs)])
 
 # %% ../../nbs/defenses/outputs.ipynb #e3d55240
@@ -230,8 +232,8 @@ class RandP(OutputDefense):
         victim: nn.Module,  # gives logits (N, K)
         l1: L1 = 1.0,  # largest l1 distance of an answer
         keep_argmax: bool = True,  # stop before the top class changes
-        seeding: Literal['fresh', 'keyed'] | int = 'fresh',  # of the class, as for `Randomness`
-        key: bytes | None = None,  # the secret of 'keyed'
+        seeding: Literal['fresh', 'keyed'] | Seed = 'fresh',  # of the class, as for `Randomness`
+        key: Key | None = None,  # the secret of 'keyed'
     ):
         super().__init__(victim)
         self.l1, self.keep_argmax, self.randomness = l1, keep_argmax, Randomness(seeding, key)
@@ -302,15 +304,16 @@ _lock = threading.Lock()
 
 # %% ../../nbs/defenses/outputs.ipynb #a8ebf0a6
 class GivenAnswers(nn.Module):
-    "The answers (M, K) that a deployment has given, oldest first."
+    "The newest answers (M, K) that a deployment has given, oldest first; no more than `most`."
 
-    def __init__(self):
+    def __init__(self, most):
         super().__init__()
-        self.given = None
+        self.given, self.most = None, most
 
     def forward(self, probs, l1):
         with _lock:
-            answers, self.given = recall(probs, self.given, l1)
+            answers, given = recall(probs, self.given, l1)
+            self.given = given[-self.most :].clone() if len(given) > self.most else given
         return answers
 
     def get_extra_state(self):
@@ -337,9 +340,10 @@ class ModelGuardS(OutputDefense):
         self,
         victim: nn.Module,  # gives logits (N, K)
         l1: L1 = 1.0,  # largest l1 distance of an answer
+        most: Count = 100_000,  # answers that are remembered; the oldest are forgotten
     ):
         super().__init__(victim)
-        self.l1, self.memory = l1, GivenAnswers()
+        self.l1, self.memory = l1, GivenAnswers(most)
 
     def reset(self):
         self.memory.given = None

@@ -10,7 +10,6 @@ __all__ = ['GRAD_PAPER', 'teach_surrogate', 'Poison', 'Sums', 'step_of', 'scores
 # %% ../../nbs/defenses/poisoning.ipynb #17767705
 #| code-fold: true
 #| code-summary: "Imports"
-import copy
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,11 +18,12 @@ from torch import nn
 from torch.func import functional_call, jvp, vjp, vmap
 from torch.utils.data import TensorDataset
 
+from ..answers import copied, probabilities_of, shown
 from .outputs import best_answer, toward
 from ..images import SourceName, make_images
-from ..methods import L1, Count, DefenseCard, Whole, checked
-from ..models import reinitialised
-from ..training import train
+from ..methods import L1, Count, DefenseCard, Seed, Whole, checked
+from ..models import own_copy, reinitialised
+from ..training import check_fit, of_training, train
 
 # %% ../../nbs/defenses/poisoning.ipynb #e28244d5
 def teach_surrogate(surrogate, victim, images, **settings):
@@ -31,7 +31,7 @@ def teach_surrogate(surrogate, victim, images, **settings):
 
     def loss(images, _):
         with torch.no_grad():
-            answers = victim.eval()(images).softmax(-1)
+            answers = probabilities_of(victim.eval(), images)
         return F.cross_entropy(surrogate(images), answers)
 
     dataset = TensorDataset(images, torch.zeros(len(images)))
@@ -43,11 +43,11 @@ class Poison(nn.Module):
 
     def __init__(self, victim, l1, surrogate, seed):
         super().__init__()
-        self.l1, self.victim = l1, copy.deepcopy(victim)
+        self.l1, self.victim = l1, copied(victim)
         if surrogate is None:
             self.surrogate = reinitialised(victim, seed).eval()
         else:
-            self.surrogate = copy.deepcopy(surrogate)
+            self.surrogate = own_copy(surrogate)
 
     @checked
     def fit(
@@ -56,10 +56,12 @@ class Poison(nn.Module):
         epochs: Whole = 0,  # of distilling the surrogate; 0 leaves it as it is
         source: SourceName = 'shapes',  # of the images, as for `make_images`
         count: Count | None = None,  # of images; default: as many as the training set has
-        seed: int = 0,  # of the images and the training
+        seed: Seed = 0,  # of the images and the training
         **settings,  # of `train`: batch_size, lr, optimizer, augmented, checkpoint
     ):  # self, in eval mode
         "Teach the surrogate the victim's answers on images that are not the victim's."
+        check_fit(self.victim, data)
+        settings = of_training(f'{type(self).__name__}.fit', settings)
         if epochs > 0:
             images = make_images(source, count or len(data.train), data.shape, seed)
             settings |= dict(epochs=epochs, seed=seed)
@@ -191,7 +193,7 @@ class PPoison(Poison):
         variant: Literal['argmax', 'extreme'] = 'argmax',  # top class kept, or the best corner
         compare: Literal['answer', 'target'] = 'answer',  # answers; or candidates, as published
         surrogate: nn.Module | None = None,  # gives logits; default: the victim's, untrained
-        seed: int = 0,  # of an untrained surrogate's weights
+        seed: Seed = 0,  # of an untrained surrogate's weights
     ):
         super().__init__(victim, l1, surrogate, seed)
         self.variant, self.compare = variant, compare
@@ -203,7 +205,7 @@ class PPoison(Poison):
         return best(pi.double(), probs.double(), l1).to(probs.dtype)
 
     def forward(self, images):
-        probs, pi = self.victim(images).softmax(-1), self.surrogate(images).softmax(-1)
+        probs, pi = probabilities_of(self.victim, images), probabilities_of(self.surrogate, images)
         targets = self.targets(probs, pi)
         return toward(probs, targets, self.l1, keep_argmax=self.variant == 'argmax')
 
@@ -213,7 +215,7 @@ def as_function(network, images):
     weights = {name: p.detach() for name, p in network.named_parameters()}
 
     def log_probs(weights):
-        return functional_call(network, weights, (images,)).log_softmax(-1)
+        return functional_call(network, weights, (shown(network, images),)).float().log_softmax(-1)
 
     return log_probs, weights
 
@@ -270,7 +272,7 @@ class Grad(Poison):
         goal: Literal['all_ones', 'min_ip'] = 'all_ones',  # z; the second is -(honest gradient)
         keep_argmax: bool = True,  # keep the top class; the public code does not
         surrogate: nn.Module | None = None,  # gives logits; default: the victim's, untrained
-        seed: int = 0,  # of an untrained surrogate's weights
+        seed: Seed = 0,  # of an untrained surrogate's weights
     ):
         super().__init__(victim, l1, surrogate, seed)
         self.goal, self.keep_argmax = goal, keep_argmax
@@ -282,5 +284,5 @@ class Grad(Poison):
         return against_gradient(self.surrogate, images, probs)
 
     def forward(self, images):
-        probs = self.victim(images).softmax(-1)
+        probs = probabilities_of(self.victim, images)
         return best_answer(probs, -self.gain(images, probs), self.l1, self.keep_argmax)

@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from pydantic import AfterValidator
 from torch import nn
 
+from ..answers import device_of
 from ..attacks.base import steal
 from ..attacks.dfme import DFME
 from ..methods import check_keys
 from ..models import Generator, reinitialised
-from ..oracle import Oracle, Undefended, device_of
+from ..oracle import Oracle, Undefended
 from ..training import train
 
 # %% ../../nbs/defenses/synthetic.ipynb #1b96a298
