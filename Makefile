@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 WIDGETS := --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_all_outputs_tags widget
 NOTEBOOKS := $(patsubst nbs/%.ipynb,%,$(wildcard nbs/*.ipynb nbs/attacks/*.ipynb nbs/defenses/*.ipynb))
 
-.PHONY: demo test lint export refresh docs docs-check lab clean
+.PHONY: demo test soak lint export refresh docs docs-check lab clean
 
 demo: $(VENV)/ready
 	@rm -rf runs/demo && mkdir -p runs
@@ -19,6 +19,10 @@ demo: $(VENV)/ready
 test: lint
 	PATH="$(abspath $(BIN)):$$PATH" MECO_PROGRESS=0 nbdev_test --n_workers 2
 	MECO_PROGRESS=0 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The border at length, about an hour on two cores: a short form of it is part of make test.
+soak: $(VENV)/ready
+	MECO_PROGRESS=0 $(BIN)/python tests/soak.py
 
 # Format and rules of the notebooks, the tests and the package's hand-written files: the rest of it is exported.
 LINTED := nbs tests setup.py meco_nb/__init__.py meco_nb/attacks/__init__.py meco_nb/defenses/__init__.py
