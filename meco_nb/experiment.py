@@ -246,6 +246,7 @@ def conduct(
         weights=weights_digest(theft.clone),
         made_by=made_by(),
         chosen=judge_chosen(theft, score),
+        others={name: score(clone) for name, clone in theft.others().items()},
         failed=theft.failed,
     )
     if path:

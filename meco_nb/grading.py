@@ -280,9 +280,9 @@ def check_graded(data, names, out):
 
 # %% ../nbs/07_grade.ipynb #c07c875c
 def best(record):
-    "What a defense is charged with: the best of last, renamed and chosen."
-    chosen = record.chosen or record.clone
-    return max(record.clone['accuracy'], record.clone['renamed'], chosen['accuracy'])
+    "What a defense is charged with: the best clone of an attack, its classes renamed."
+    clones = [record.clone, record.chosen or record.clone, *record.others.values()]
+    return max(max(clone['accuracy'], clone['renamed']) for clone in clones)
 
 # %% ../nbs/07_grade.ipynb #3604e3a0
 def attempt(

@@ -14,7 +14,7 @@ import hashlib
 import platform
 import statistics
 import subprocess
-from dataclasses import MISSING, asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -40,6 +40,7 @@ class Record:
     weights: str  # SHA-256 of the clone's weights
     made_by: dict  # commit, versions, device
     chosen: dict | None = None  # of the clone that an attacker would choose, and which one it is
+    others: dict = field(default_factory=dict)  # name -> of other clones: relearned, one clone
     failed: str | None = None  # why the attack did not come to its end; the clone is what was left
 
 # %% ../nbs/05d_records.ipynb #c8705055
@@ -157,6 +158,7 @@ def row_of(
         **measured,
         chosen_accuracy=chosen['accuracy'],
         has_choice=record.chosen is not None,
+        relearned_accuracy=record.others.get('relearned', {}).get('accuracy'),
         queries=sum(record.ledger.values()),
         seconds=record.seconds,
         name=record.name,
@@ -208,6 +210,8 @@ def _line(row, seconds):
         'queries': f'{row.queries:,}',
     }
     line |= {'chosen clone': f'{row.chosen_accuracy:.1%}'} if row.has_choice else {}
+    relearned = row.get('relearned_accuracy')
+    line |= {'relearned': f'{relearned:.1%}'} if relearned == relearned and relearned else {}
     return line | ({'seconds': f'{row.seconds:.1f}'} if seconds else {})
 
 # %% ../nbs/05d_records.ipynb #1a2c5ea7
@@ -222,6 +226,7 @@ SPREADS = {  # title of a column -> of the frame
     'victim %': 'accuracy',
     'clone %, last': 'clone_accuracy',
     'chosen': 'chosen_accuracy',
+    'relearned': 'relearned_accuracy',
     'renamed': 'clone_renamed',
     'agreement %': 'clone_agreement',
 }

@@ -119,6 +119,7 @@ class Settings:
     perturb: Literal[PERTURB] = 'none'  # the attacker's own perturbation
     held_back: Whole = 0  # queries of the budget, to choose a clone by
     clone_average: Annotated[Real, Field(ge=0, lt=1)] = 0.0  # decay of the clone's mean weights
+    relearn: Whole = 0  # epochs of a fresh clone on all that was bought
     real_images: Whole = 100  # of the victim's kind, for attacks that want some
 
 # %% ../nbs/05a_settings.ipynb #1af75d42

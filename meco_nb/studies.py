@@ -9,6 +9,7 @@ __all__ = ['Times', 'multiplied', 'own_settings', 'budget_of', 'row_settings', '
 #| code-fold: true
 #| code-summary: "Imports"
 from dataclasses import dataclass
+from os.path import exists
 
 from .grid import run_all
 from .methods import DEFENSES, DefenseCard, card_of, check_keys, settings_of
@@ -107,7 +108,7 @@ def read_study(
     **base,  # of `row_settings`: what the study was made with
 ):  # dict: row -> list of Records; rows without records are left out
     "The records of a stored study, by row."
-    stored = {record.name: record for record in load_records(folder)}
+    stored = {record.name: record for record in load_records(folder)} if exists(folder) else {}
     found = {}
     for name, row in rows.items():
         names = [run_name(row_settings(row, seed=seed, **base)) for seed in range(10)]

@@ -27,6 +27,7 @@ from .choice import Chooser, Reserved, choice, wearing
 from .methods import ATTACKS, AttackCard, card_of
 from .models import build_model
 from .oracle import AccessEnded, Averaged, Oracle, Randomness, Undefended
+from .relearn import Keeping, Relearning
 from .training import Progress, load_state, save_state
 
 # %% ../nbs/05b_theft.ipynb #82cd9337
@@ -128,10 +129,15 @@ def assemble(
     if s.average > 1 or s.jitter:
         view = Averaged(view, s.average, s.jitter, s.seed)
         more |= dict(jitter=view.randomness)
+    if s.relearn:
+        view = Keeping(view)
+        again = Relearning(copied(clone), view.bought, s.relearn, s.seed)
+        more |= dict(bought=view.bought, relearning=again)
     view, pupil, noise = perturbed_pair(s.perturb, view, clone, s.seed)
     attack = build_attack(s, pupil, real)
     attack.parts |= more if noise is None else more | dict(noise=noise)
-    return Parties(oracle, view, clone, attack)
+    judged = attack.clone if pupil is clone else clone  # some attacks train several
+    return Parties(oracle, view, judged, attack)
 
 # %% ../nbs/05b_theft.ipynb #c0a2ea2e
 def build_attack(s, clone, real):
@@ -272,6 +278,8 @@ class Theft:
                 self.look_on(measure, used * points // self.view.budget, interrupted())
                 progress.update(self.oracle.used)
             self.end()
+            for _ in self.relearned().run():
+                self.look_on(measure, 0, interrupted())
         if self.track.curve:  # some attacks learn after they have bought
             self.track.curve[-1] = dict(queries=self.oracle.used, **measure(self.judged()))
 
@@ -296,6 +304,16 @@ class Theft:
             return
         with self.track.paused(), self.kept():
             self.chooser.look(last=True)
+
+    def relearned(self):
+        "The training of a fresh clone, or none."
+        return self.attack.parts.get('relearning') or Relearning(self.clone, (), 0, 0)
+
+    def others(self):
+        "Other clones than the one that is judged, by name."
+        again = self.attack.parts.get('relearning')
+        found = {} if again is None else dict(relearned=again.clone)
+        return found | getattr(self.attack, 'others', dict)()
 
     def judged(self):
         "The clone; in the place of one that answers NaN, one that knows nothing."

@@ -313,11 +313,11 @@ def kill_after(process, seconds):
 
 
 def kept(out):
-    "What runs have left, but for the time they took: records, weights, and what was asked."
+    "What runs have left, but for their time and commit: records, weights, and what was asked."
     left = {}
     for path in sorted(Path(out).glob('*.json')):
         record = load_json(path)
-        del record['seconds']
+        del record['seconds'], record['made_by']
         left[path.name] = record, path.with_suffix('.safetensors').read_bytes()
     return left
 

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['Loss', 'Attack', 'check_labels', 'shape_of', 'check_clone', 'steal', 'disagreement', 'choose_loss', 'clone_step',
-           'set_learning_rate', 'anneal', 'Memory', 'distil_epoch', 'relearn_epoch']
+           'set_learning_rate', 'anneal', 'Memory', 'numbers', 'distil_epoch', 'relearn_epoch']
 
 # %% ../../nbs/01a_attack_loop.ipynb #a3e45975
 #| code-fold: true
 #| code-summary: "Imports"
 import math
+import tempfile
 from typing import Literal
 
 import torch
@@ -195,21 +196,38 @@ class Memory:
         for index in torch.randperm(len(images), generator=random).split(size)[:most]:
             yield images[index], answers[index]
 
+    def sample(self, count, random):
+        "So many rows drawn at random, some perhaps twice."
+        index = torch.randint(len(self), (count,), generator=random)
+        return tuple(rows[index] for rows in self._rows)
+
     def state_dict(self):
         return dict(added=self.added, rows=self.tensors())
 
     def load_state_dict(self, state):
         self.added, self._rows = state['added'], list(state['rows'])
 
+# %% ../../nbs/01a_attack_loop.ipynb #2cbf2712
+def numbers(shape, most=2 * 10**9):
+    "An uninitialised tensor; above `most` bytes in a temporary file, mapped into memory."
+    count = math.prod(shape)
+    if 4 * count <= most:
+        return torch.empty(shape)
+    file = tempfile.NamedTemporaryFile(prefix='meco_nb-')
+    mapped = torch.from_file(file.name, shared=True, size=count).view(shape)
+    file.close()  # without a name it lives as long as the tensor
+    return mapped
+
 # %% ../../nbs/01a_attack_loop.ipynb #a48064a9
 def _room(rows, like, count, most):
     "The tensor `rows` with room for `count` rows: doubled when it is full, up to `most`."
     if rows is None:
-        return torch.empty(count, *like.shape[1:])
+        return numbers((count, *like.shape[1:]))
     if len(rows) >= count:
         return rows
-    more = min(2 * count, most or 2 * count) - len(rows)
-    return torch.cat([rows, torch.empty(more, *like.shape[1:])])
+    larger = numbers((min(2 * count, most or 2 * count), *like.shape[1:]))
+    larger[: len(rows)] = rows
+    return larger
 
 # %% ../../nbs/01a_attack_loop.ipynb #4093e1e6
 def distil_epoch(
