@@ -39,10 +39,10 @@ def as_vote(
     count,  # how many clones there are to be
     seed,  # of the others' first weights
 ):  # Vote
-    "A clone, and others of its architecture."
+    "A clone, and others of its architecture, none of which begins where another does."
     if isinstance(clone, Vote):
         return clone
-    return Vote([clone, *(reinitialised(clone, seed + 1 + i) for i in range(count - 1))])
+    return Vote([clone, *(reinitialised(clone, seed + 1000 * (i + 1)) for i in range(count - 1))])
 
 # %% ../../nbs/attacks/disguide.ipynb #6cbe961b
 def spread_loss(
