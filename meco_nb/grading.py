@@ -59,6 +59,8 @@ INVENTED = {
     'MAZE': dict(attack='maze'),
     'MAZE, untrained generator': dict(attack='maze', attack_settings=dict(generator_steps=0)),
     'DFMS-HL': dict(attack='dfms_hl', labels='hard'),
+    'DisGUIDE, relearned': dict(attack='disguide', relearn=50),
+    'DisGUIDE, relearned, hard labels': dict(attack='disguide', relearn=50, labels='hard'),
 }
 
 # %% ../nbs/07_grade.ipynb #861bc658
@@ -87,6 +89,7 @@ STRONGEST = DATA_FREE | WITH_REAL_IMAGES
 QUICK = (
     'MAZE, untrained generator',
     'DFMS-HL',
+    'DisGUIDE, relearned',
     'Knockoff, shapes',
     'Knockoff, Fourier',
     'Knockoff, all sources',
@@ -312,10 +315,12 @@ def grade_line(name, record, seconds):
     "A line of a grade's table."
     real = ' (with real images)' if needs_real(name) else ''
     real += f' ({record.failed.partition(":")[0]})' if record.failed else ''
+    again = record.others.get('relearned')
     line = {
         'attack': f'{name}{real}',
         'last': f"{record.clone['accuracy']:.1%}",
         'chosen': f"{record.chosen['accuracy']:.1%}" if record.chosen else '',
+        'relearned': f"{again['accuracy']:.1%}" if again else '',
         'renamed': f"{record.clone['renamed']:.1%}",
         'agreement': f"{record.clone['agreement']:.1%}",
         'queries': f'{sum(record.ledger.values()):,}',

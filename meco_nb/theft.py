@@ -162,8 +162,12 @@ class Track:
 
     @contextlib.contextmanager
     def paused(self):
-        "The clock of the steps stands still within it."
-        self.seconds += time.monotonic() - self._started
+        "The clock of the steps stands still within it, also within a pause."
+        started, self._started = self._started, None
+        if started is None:
+            yield
+            return
+        self.seconds += time.monotonic() - started
         yield
         self._started = time.monotonic()
 
@@ -278,8 +282,9 @@ class Theft:
                 self.look_on(measure, used * points // self.view.budget, interrupted())
                 progress.update(self.oracle.used)
             self.end()
-            for _ in self.relearned().run():
-                self.look_on(measure, 0, interrupted())
+            with self.track.paused():
+                for _ in self.relearned().run():
+                    self.look_on(measure, 0, interrupted())
         if self.track.curve:  # some attacks learn after they have bought
             self.track.curve[-1] = dict(queries=self.oracle.used, **measure(self.judged()))
 
@@ -306,7 +311,7 @@ class Theft:
             self.chooser.look(last=True)
 
     def relearned(self):
-        "The training of a fresh clone, or none."
+        "The training of a fresh clone on what was bought, where it is wanted."
         return self.attack.parts.get('relearning') or Relearning(self.clone, (), 0, 0)
 
     def others(self):

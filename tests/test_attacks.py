@@ -225,3 +225,15 @@ def test_a_full_batch_of_zsdb3kd_costs_no_more_than_it_says(victim, real):
     oracle = Oracle(Undefended(victim), sum(attack.cost().values()))
     attack.step(oracle)
     assert 0 < oracle.used <= oracle.budget and len(attack.bought) == 2
+
+
+@pytest.mark.parametrize('name', ATTACKS)
+def test_learning_once_more_costs_nothing_and_changes_nothing(name):
+    more = dict(attack_settings=SMALL[name], budget=300, victim_settings=dict(epochs=1))
+    labels = CARDS[name].labels[0]
+    plain, again = (
+        run(preset='digits', defense='undefended', attack=name, labels=labels, relearn=n, **more)
+        for n in (0, 2)
+    )
+    assert plain.ledger == again.ledger and plain.weights == again.weights
+    assert set(again.others) == {*plain.others, 'relearned'}

@@ -13,7 +13,7 @@ from torch import nn
 
 from .base import Loss, Memory, choose_loss, disagreement, set_learning_rate
 from .dfme import GeneratorAttack, move_only, taken
-from ..methods import AttackCard, Count, NotNegative, Positive, Shape, Whole, checked
+from ..methods import AttackCard, Count, NotNegative, Positive, Seed, Shape, Whole, checked
 from ..models import reinitialised
 
 # %% ../../nbs/attacks/disguide.ipynb #015e3bac
@@ -83,12 +83,13 @@ class SeveralClones(GeneratorAttack):
         replay_steps: Whole = 0,  # batches of old answers
         memory: Count = 1_000_000,  # images that are kept
         generator_lr: Positive = 1e-4,  # of Adam
-        **settings,  # of `GeneratorAttack`: width, latent, clone_lr, loss, floor, source, seed, ...
+        seed: Seed = 0,  # decides everything that is random in the attack
+        **settings,  # of `GeneratorAttack`: width, latent, clone_lr, loss, floor, source, ...
     ):
         if clones < 2:
             raise ValueError(f'{type(self).__name__}: clones must be 2 or more, got {clones}')
-        clone = as_vote(clone, clones, settings.get('seed', 0))
-        super().__init__(clone, shape, batch_size, **settings)
+        clone = as_vote(clone, clones, seed)
+        super().__init__(clone, shape, batch_size, seed=seed, **settings)
         self.generator_steps = 0 if self.source else generator_steps
         self.clone_steps, self.replay_steps = clone_steps, replay_steps
         self.generator_lr, self.memory = generator_lr, Memory(memory)
