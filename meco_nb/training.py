@@ -178,6 +178,8 @@ def save_weights(
 # %% ../nbs/00c_training.ipynb #10ef174c
 def put_weights(path, weights, module):
     "Put weights by name into a module of the same shape; returns it, in eval mode."
+    if not isinstance(module, nn.Module):
+        raise ValueError(f'weights are put into an nn.Module, got {type(module).__name__}')
     own = {name: tuple(value.shape) for name, value in weights_of(module).items()}
     saved = {name: tuple(value.shape) for name, value in weights.items()}
     differing = sorted(

@@ -1604,6 +1604,11 @@ def file_rows():
             'is not there',
             (FileNotFoundError,),
         ),
+        Row(
+            'load_weights: no module',
+            lambda: load_weights(weights_file(), None),
+            'an nn.Module, got NoneType',
+        ),
         Row('load_weights: damaged', lambda: load_weights(damaged_weights(), Victim()), damaged),
         Row('load_state: not there', lambda: load_state(fresh() / 'x'), 'No such file'),
     ]
