@@ -265,7 +265,7 @@ SHORT = dict(
     resume=True,
 )
 FOUR = [
-    dict(defense=defense, labels=labels, defense_settings=own)
+    dict(defense=defense, labels=labels, defense_settings=own, budget=3_000)
     for defense, own in (('meco', dict(epochs=1)), ('undefended', {}))
     for labels in ('soft', 'hard')
 ]

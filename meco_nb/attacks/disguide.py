@@ -138,7 +138,7 @@ class SeveralClones(GeneratorAttack):
         moved = None
         for _ in range(self.generator_steps):
             moved = self.move()
-        self.generator.eval()
+        self.generator.train(self.generator_steps == 0)  # an untrained one has no statistics yet
         return taken(generator=moved, clone=self.learn(oracle))
 
 # %% ../../nbs/attacks/disguide.ipynb #46c02cc1
