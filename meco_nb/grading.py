@@ -153,8 +153,9 @@ def grade(
                 found[name] = attempt(s, defense, data, known, out)
             except Exception as error:
                 failed[name] = f'{type(error).__name__}: {error}'
-            else:
-                report and report(name, found[name])
+                continue
+            if report:
+                report(name, found[name])
     return Grade(found, failed, known)
 
 # %% ../nbs/07_grade.ipynb #6d0c9cf0

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LARGE', 'SMALL', 'BLOCKS', 'NETWORKS', 'MODELS', 'Normalize', 'Classifier', 'LeNet5', 'lenet5', 'lenet5_half',
            'resnet18_8x', 'resnet34_8x', 'mobilenet_v2', 'densenet121', 'googlenet', 'find_model', 'build_model',
-           'own_copy', 'reinitialised', 'to_image', 'Generator']
+           'own_copy', 'reinitialised', 'MeanAnswer', 'to_image', 'Generator']
 
 # %% ../nbs/00b_models.ipynb #be9f7e94
 #| code-fold: true
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .answers import copied
+from .answers import copied, logits_of
 from .fast import doubled_conv
 from meco_nb.methods import (
     Count,
@@ -259,6 +259,23 @@ def reinitialised(
                     "no reset_parameters(): give it one"
                 )
     return model
+
+# %% ../nbs/00b_models.ipynb #c39b1cc0
+class MeanAnswer(nn.Module):
+    "Several classifiers as one: logits (N, K) whose softmax is the mean of their softmaxes."
+
+    gives = 'logits'
+
+    def __init__(self, members):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        for name in ('image_shape', 'num_classes'):
+            if hasattr(members[0], name):
+                setattr(self, name, getattr(members[0], name))
+
+    def forward(self, images):
+        logs = torch.stack([logits_of(member, images).log_softmax(-1) for member in self.members])
+        return logs.logsumexp(0) - torch.tensor(len(self.members)).log()
 
 # %% ../nbs/00b_models.ipynb #e2a2ee09
 def to_image(

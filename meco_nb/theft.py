@@ -283,7 +283,8 @@ class Theft:
                 progress.update(self.oracle.used)
             self.end()
             with self.track.paused():
-                for _ in self.relearned().run():
+                again = self.attack.parts.get('relearning')
+                for _ in again.run() if again else ():
                     self.look_on(measure, 0, interrupted())
         if self.track.curve:  # some attacks learn after they have bought
             self.track.curve[-1] = dict(queries=self.oracle.used, **measure(self.judged()))
@@ -309,10 +310,6 @@ class Theft:
             return
         with self.track.paused(), self.kept():
             self.chooser.look(last=True)
-
-    def relearned(self):
-        "The training of a fresh clone on what was bought, where it is wanted."
-        return self.attack.parts.get('relearning') or Relearning(self.clone, (), 0, 0)
 
     def others(self):
         "Other clones than the one that is judged, by name."

@@ -395,7 +395,8 @@ def test_every_defense_is_saved_and_loaded(name, victim, digits, tmp_path):
     defense, images = trained(name, victim, digits).eval(), digits.test.tensors[0][:64]
     with torch.no_grad():
         defense(images)
-        saved = meco_nb.save(tmp_path / name, defense, serving=True)
+        saved = meco_nb.save(tmp_path / f'{name}-1.5', defense, serving=True)
+        assert saved.name == f'{name}-1.5.safetensors'
         there = meco_nb.load(saved)
         if hasattr(defense, 'randomness') and defense.randomness.seeding == 'fresh':
             for one in (defense, there):
