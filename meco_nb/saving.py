@@ -76,9 +76,9 @@ def with_tensors(value, tensors):
 
 # %% ../nbs/05e_saving.ipynb #5075302d
 def file_of(path):
-    "The safetensors file that a path names, with or without its ending."
-    path = as_folder(path)
-    return Path(path if path.endswith('.safetensors') else f'{path}.safetensors')
+    "The safetensors file that a path names, by its own ending, that of its JSON, or none."
+    name = as_folder(path).removesuffix('.safetensors').removesuffix('.json')
+    return Path(f'{name}.safetensors')
 
 # %% ../nbs/05e_saving.ipynb #3b0b5f84
 def save(
