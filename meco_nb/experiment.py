@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from .alone import own_images
 from .choice import judge
 from .data import Data, load_data
 from .methods import ATTACKS, DEFENSES, AttackCard, DefenseCard, card_of, settings_of
@@ -176,9 +177,7 @@ def utility(
 # %% ../nbs/05_attacks.ipynb #a40f94b1
 def attackers_images(data, s):
     "What an attacker has who has some: a random few of the training set, never of the test set."
-    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(s.seed))
-    some = [data.train[i][0] for i in order[: s.real_images].tolist()]
-    return torch.stack(some) if some else None
+    return own_images(data, s.real_images, s.seed)[0] if s.real_images else None
 
 # %% ../nbs/05_attacks.ipynb #60e1328b
 def tiny(s):
@@ -195,9 +194,10 @@ def try_attack(
     s,  # Settings
     data,  # Data
     defense,  # something to answer it
+    clone=None,  # of `theft.assemble`
 ):
     "Build clone and attack, and take one step."
-    few, api = tiny(s), dict(shape=data.shape, num_classes=data.num_classes)
+    few, api = tiny(s), dict(shape=data.shape, num_classes=data.num_classes, clone=clone)
     with torch.random.fork_rng(), one_thread():
         parties = assemble(few, defense, attackers_images(data, few), **api)
         next(parties.attack.run(parties.view), None)
@@ -225,10 +225,11 @@ def conduct(
     reference,  # what the model that the clone imitates answers to the test set (N, K)
     price,  # dict, what the defense costs honest users
     path,  # of the record, or None
+    clone=None,  # of `theft.assemble`
 ):  # Record
     "One theft from beginning to end, kept where a path is given."
     checkpoint = path and path.with_suffix('.checkpoint')
-    api = dict(shape=data.shape, num_classes=data.num_classes)
+    api = dict(shape=data.shape, num_classes=data.num_classes, clone=clone)
     theft = Theft(s, in_service(defense, s.seed), attackers_images(data, s), checkpoint, **api)
     theft.run(measure, describe(s))
 

@@ -229,6 +229,7 @@ class AttackCard(Card):
     purposes: tuple = ('clone',)  # what its queries are for, as the ledger calls it
     real_images: bool = False  # whether it must be given some of the victim's kind
     untrained: dict | None = None  # settings that leave its generator untrained
+    learns_late: bool = False  # the clone learns only when all is bought
     demonstration: bool = False  # too slow for the common tables
 
 # %% ../nbs/00e_methods.ipynb #e21edeab

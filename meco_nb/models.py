@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LARGE', 'SMALL', 'BLOCKS', 'NETWORKS', 'MODELS', 'Normalize', 'Classifier', 'LeNet5', 'lenet5', 'lenet5_half',
-           'resnet18_8x', 'resnet34_8x', 'mobilenet_v2', 'densenet121', 'googlenet', 'find_model', 'build_model',
-           'own_copy', 'reinitialised', 'MeanAnswer', 'to_image', 'Generator']
+           'resnet18_8x', 'resnet34_8x', 'mobilenet_v2', 'densenet121', 'googlenet', 'find_model', 'network_name',
+           'build_model', 'own_copy', 'reinitialised', 'MeanAnswer', 'to_image', 'Generator']
 
 # %% ../nbs/00b_models.ipynb #be9f7e94
 #| code-fold: true
@@ -192,9 +192,11 @@ MODELS = {network.__name__: network for network in NETWORKS}
 
 # %% ../nbs/00b_models.ipynb #5e7d40c3
 def find_model(
-    name,  # one of MODELS, or 'module:function'
+    name,  # one of MODELS, 'module:function', or the function itself
 ):  # function (shape, num_classes, **settings) -> nn.Module giving logits
     "The function that builds a network; raises a ValueError that lists the known names."
+    if callable(name):
+        return name
     if ':' in str(name):
         network = load_path(name)
         if not callable(network):
@@ -203,15 +205,26 @@ def find_model(
     check_keys('model', [name], MODELS)
     return MODELS[name]
 
+# %% ../nbs/00b_models.ipynb #0afeca5a
+def network_name(
+    network,  # a name, or a function that builds a network
+):  # str
+    "How a network is called in messages and records."
+    if isinstance(network, str):
+        return network
+    known = getattr(network, '__qualname__', type(network).__qualname__)
+    return f'{network.__module__}:{known}'
+
 # %% ../nbs/00b_models.ipynb #b41ffcb2
 def build_model(
-    name,  # one of MODELS, or 'module:function'
+    name,  # one of MODELS, 'module:function', or a function (shape, num_classes) -> network
     data,  # has `shape` (C, H, W) and `num_classes`: a `Data` record, or the `Oracle`
     seed=None,  # of the initial weights; None draws from torch's global generator
     **settings,  # of the network: `batch_norm` for the LeNets
 ):  # -> Classifier giving logits (N, K) for images (N, C, H, W) in [0, 1]
     "Build an untrained classifier."
-    network, owner = find_model(name), f'build_model({name!r})'
+    network, name = find_model(name), network_name(name)
+    owner = f'build_model({name!r})'
     settings = check_settings(name, settings, network)
     if getattr(data, 'shape', None) is None or getattr(data, 'num_classes', None) is None:
         raise ValueError(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from meco_nb.attacks.adaptive import PERTURB
 from meco_nb.attacks.base import steal
 from meco_nb.experiment import run
-from meco_nb.grading import STRONGEST, graded_settings, row_of
+from meco_nb.grading import EVERY, graded_settings, row_of
 from meco_nb.methods import ATTACKS, AttackCard, card_of, check_settings, settings_of
 from meco_nb.models import build_model
 from meco_nb.oracle import Averaged, Oracle, Undefended
@@ -196,8 +196,8 @@ def test_averaging_asks_in_whole_images(victim):
 
 
 def test_every_row_of_the_strongest_set_is_valid(digits):
-    names = {str(graded_settings(row_of(name), digits, 1_000)) for name in STRONGEST}
-    assert len(names) == len(STRONGEST)
+    names = {str(graded_settings(row_of(name), digits, 1_000)) for name in EVERY}
+    assert len(names) == len(EVERY)
 
 
 @pytest.mark.parametrize(

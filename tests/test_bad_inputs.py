@@ -33,7 +33,7 @@ from meco_nb.attacks.base import disagreement, steal
 from meco_nb.data import Data, check_data, find_dataset, hold_out, load_data, make_data
 from meco_nb.defenses.noise import Distance, match_l1
 from meco_nb.defenses.synthetic import Makers
-from meco_nb.grading import Uniform, grade
+from meco_nb.grading import grade
 from meco_nb.grid import run_all
 from meco_nb.images import Source, SourceName, make_images
 from meco_nb.methods import (
@@ -67,6 +67,7 @@ from meco_nb.records import Record, load_records, read_record, save_record
 from meco_nb.saving import load, save
 from meco_nb.settings import Settings, file_name, resolve, run_name
 from meco_nb.studies import pick_rows
+from meco_nb.theft import Ignorant
 from meco_nb.training import (
     evaluate,
     fit,
@@ -1049,7 +1050,7 @@ def call_rows():
         ("rows=['math:pi']", dict(rows=['math:pi']), 'is no class'),
         ("clone='nope'", dict(clone='nope'), "unknown model 'nope'"),
         ('clone=3', dict(clone=3), 'clone must be a valid string'),
-        ('clone=a network', dict(clone=Victim()), 'clone must be a valid string'),
+        ('clone=a network for other images', dict(clone=nn.Linear(3, 4)), 'cannot answer images'),
         ("seed='x'", dict(seed='x'), 'seed must be a valid integer'),
         ('seed=1.5', dict(seed=1.5), 'seed must be a valid integer'),
         ('seed=-1', dict(seed=-1), 'seed must be greater than or equal to 0'),
@@ -1734,7 +1735,9 @@ def watched():
         return 0.0
 
     def asked(defense, images):
-        seen['asked'] += 0 if isinstance(defense, Uniform) else len(images)
+        seen['asked'] += (
+            0 if isinstance(getattr(defense, "victim", None), Ignorant) else len(images)
+        )
         return answers_to(defense, images)
 
     with mock.patch.object(training, '_epoch', epoch):

@@ -239,10 +239,12 @@ def distil_epoch(
     loss='kl',
     floor=1e-12,
     most=None,  # batches; None: all
+    change=None,  # function (images) -> images, before they are shown
 ):  # the mean loss
     "One epoch of distillation over what was bought."
     device, values = next(clone.parameters()).device, []
     for images, answers in memory.batches(batch_size, random, most):
+        images = change(images) if change else images
         images, answers = images.to(device), answers.to(device)
         values.append(clone_step(clone, optimizer, images, answers, loss, floor))
     return sum(values) / max(len(values), 1)
@@ -254,6 +256,7 @@ def relearn_epoch(
     epochs,  # in all
     lr,  # of the first
     loss,
+    change=None,  # function (images) -> images, before they are shown
 ):  # the mean loss
     "One epoch of a training from scratch on everything that was bought."
     if epoch == 0:
@@ -268,4 +271,5 @@ def relearn_epoch(
         attack.random,
         loss,
         attack.floor,
+        change=change,
     )

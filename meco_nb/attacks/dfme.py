@@ -126,12 +126,13 @@ def generator_step(
     directions=1,  # m
     delta=1e-3,  # step, in units of the pre-image (standard deviation 1)
     central=False,  # differences on both sides: 2 m queries an image instead of m + 1
+    summed=False,  # the batch's gradients are added up, not averaged
 ):  # mean disagreement before the step, and the last N images asked with their answers
     "Move the generator towards disagreement (Eq. 2 with the gradient of Eq. 3)."
     v = generator.pre_image(z)
     gradient = estimate_gradient(f, v.detach(), directions, delta, random, central)
     optimizer.zero_grad()
-    v.backward(gradient / len(z))
+    v.backward(gradient if summed else gradient / len(z))
     optimizer.step()
     last = slice(-len(z), None)
     return -f.values[last].mean().item(), (f.images[last], f.answers[last])
@@ -178,7 +179,7 @@ def move(
     if attack.gradient == 'clone':
         return clone_gradient_step(*player, attack.clone, z), None
     f = Disagreement(oracle, attack.clone, choose_loss(attack.loss, oracle), attack.floor)
-    how = attack.directions, attack.delta, attack.central
+    how = attack.directions, attack.delta, attack.central, attack.summed
     return generator_step(*player, f, z, attack.random, *how)
 
 # %% ../../nbs/attacks/dfme.ipynb #3b3844c3
@@ -222,6 +223,8 @@ class DFME(GeneratorAttack):
         presets=dict(digits=dict(width=8), fashion_mnist16=dict(width=16)),
         small=dict(width=8),
     )
+
+    summed = False  # whether the gradients of a batch are added up
 
     @checked
     def __init__(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCRIPT', 'ACTS', 'halving', 'Discriminator', 'class_entropy', 'verdict_loss', 'generator_loss', 'discriminator_step',
-           'Gan', 'gan_step', 'rehearse', 'plain_gan', 'diverse_gan', 'buy', 'fit_clone', 'alternate', 'length',
-           'DFMSHL']
+           'Gan', 'gan_step', 'rehearse', 'plain_gan', 'diverse_gan', 'proxies', 'buy', 'fit_clone', 'alternate',
+           'length', 'DFMSHL']
 
 # %% ../../nbs/attacks/dfms_hl.ipynb #e81654bb
 #| code-fold: true
@@ -74,9 +74,14 @@ def discriminator_step(
     optimizer,  # of its parameters
     real,  # images of the proxy set (N, C, H, W)
     made,  # the generator's (M, C, H, W)
+    together=True,  # in one batch, which batch norm notices
 ):
     "One step towards telling real from made."
-    verdicts = discriminator(torch.cat([real, made.detach()]))
+    made = made.detach()
+    if together:
+        verdicts = discriminator(torch.cat([real, made]))
+    else:
+        verdicts = torch.cat([discriminator(real), discriminator(made)])
     yes, no = verdicts.new_ones(len(real)), verdicts.new_zeros(len(made))
     loss = verdict_loss(verdicts, torch.cat([yes, no]))
     optimizer.zero_grad()
@@ -87,8 +92,8 @@ def discriminator_step(
 class Gan:
     "A generator that plays against a discriminator for the looks of a proxy set."
 
-    def __init__(self, generator, proxy, lr, width, seed):
-        self.generator, self.proxy = generator, proxy
+    def __init__(self, generator, proxy, lr, width, seed, together=True):
+        self.generator, self.proxy, self.together = generator, proxy, together
         self.device = next(generator.parameters()).device
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -100,6 +105,10 @@ class Gan:
         "Some images of the proxy set."
         index = torch.randint(len(self.proxy), (count,), generator=random)
         return self.proxy[index].to(self.device)
+
+    def next(self, place, count):
+        "The images from a place on; after the end of the proxy set from its beginning."
+        return self.proxy[torch.arange(place, place + count) % len(self.proxy)].to(self.device)
 
     def state_dict(self):
         return dict(
@@ -124,7 +133,7 @@ def gan_step(
     made = gan.generator(z)
     loss = generator_loss(made, gan.discriminator, clone, diversity)
     move_only(gan.generator, gan.optimizers[0], loss)
-    discriminator_step(gan.discriminator, gan.optimizers[1], real, made)
+    discriminator_step(gan.discriminator, gan.optimizers[1], real, made, gan.together)
     return loss.item()
 
 # %% ../../nbs/attacks/dfms_hl.ipynb #e8703343
@@ -147,13 +156,21 @@ def diverse_gan(attack, oracle):
     "The proxy, and the classes that the first clone sees."
     return dict(generator=rehearse(attack, attack.first_diversity))
 
+# %% ../../nbs/attacks/dfms_hl.ipynb #f27e070a
+def proxies(attack, count):
+    "Proxy images to be bought: drawn, some perhaps twice, or the next ones."
+    if attack.repeats:
+        return attack.gan.real(count, attack.random)
+    attack.place += count
+    return attack.gan.next(attack.place - count, count)
+
 # %% ../../nbs/attacks/dfms_hl.ipynb #dee963ce
 def buy(attack, oracle):
     "One batch, remembered with its answers."
     count = min(attack.batch_size, oracle.remaining)
     images = attack.draw(count)
     half = count // 2
-    images = torch.cat([attack.gan.real(half, attack.random), images[half:]])
+    images = torch.cat([proxies(attack, half), images[half:]])
     attack.bought.add(images, oracle(images, 'clone'))
     return {}
 
@@ -161,7 +178,9 @@ def buy(attack, oracle):
 def fit_clone(attack, oracle):
     "One epoch of a training on all answers."
     loss = choose_loss(attack.loss, oracle)
-    return dict(clone=relearn_epoch(attack, attack.count, attack.fit_epochs, attack.fit_lr, loss))
+    change = attack.augment if attack.fit_augmented else None
+    when = attack.count, attack.fit_epochs, attack.fit_lr
+    return dict(clone=relearn_epoch(attack, *when, loss, change))
 
 # %% ../../nbs/attacks/dfms_hl.ipynb #42bf4bc2
 def alternate(attack, oracle):
@@ -203,11 +222,19 @@ class DFMSHL(GeneratorAttack):
         presets=dict(
             digits=dict(width=8, gan_steps=500),
             fashion_mnist16=dict(width=16),
-            paper=dict(augmented=True, proxy_images=50_000, gan_steps=156_250, fit_epochs=200),
+            paper=dict(
+                augmented=True,
+                proxy_images=50_000,
+                repeats=False,
+                gan_steps=156_250,
+                together=False,
+                fit_epochs=200,
+                fit_augmented=True,
+            ),
         ),
         small=dict(width=8, gan_steps=3, fit_epochs=2, proxy_images=40),
     )
-    counters = ('steps', 'act', 'count', 'studied')
+    counters = ('steps', 'act', 'count', 'studied', 'place')
 
     @checked
     def __init__(
@@ -223,6 +250,9 @@ class DFMSHL(GeneratorAttack):
         share: Share = 0.1,  # of the budget, bought before each of the two offline trainings
         fit_epochs: Count = 20,  # of each offline training
         fit_lr: Positive = 0.1,  # of each offline training, at the beginning
+        fit_augmented: bool = False,  # crop and mirror in them
+        repeats: bool = True,  # whether a proxy image may be bought twice
+        together: bool = True,  # whether the discriminator sees real and made in one batch
         clone_lr: Positive = 0.01,  # in the last act
         generator_lr: Positive = 2e-4,  # of Adam, for both players of the GAN
         diversity: NotNegative = 500.0,  # lambda, in the last act
@@ -237,7 +267,8 @@ class DFMSHL(GeneratorAttack):
         super().__init__(clone, shape, batch_size, seed=seed, **settings)
         shape, random = self.generator.shape, torch.Generator().manual_seed(seed)
         proxy = Source(source, shape, seed, images)(proxy_images, random)
-        self.gan = Gan(self.generator, proxy, generator_lr, width, seed + 1)
+        self.gan = Gan(self.generator, proxy, generator_lr, width, seed + 1, together)
+        self.repeats, self.place, self.fit_augmented = repeats, 0, fit_augmented
         self.gan_steps, self.share, self.augmented = gan_steps, share, augmented
         self.fit_epochs, self.fit_lr = fit_epochs, fit_lr
         self.diversity, self.first_diversity = diversity, first_diversity
@@ -248,8 +279,11 @@ class DFMSHL(GeneratorAttack):
     def draw(self, count, random=None):
         images = super().draw(count, random)
         if self.augmented and random is None:
-            return augment(images, self.random, 1 + images.shape[-1] // 16)
+            return self.augment(images)
         return images
+
+    def augment(self, images):
+        return augment(images, self.random, 1 + images.shape[-1] // 16)
 
     def cost(self):
         return dict(clone=self.batch_size) if SCRIPT[self.act] in ('buy', 'alternate') else {}

@@ -198,6 +198,7 @@ class Knockoff(Attack):
         cite=('Orekondy2019',),
         presets=dict(digits=dict(epochs=5), fashion_mnist16=dict(epochs=5)),
         small=dict(epochs=2),
+        learns_late=True,
     )
     counters = ('steps', 'epoch')
 
