@@ -38,6 +38,7 @@ from meco_nb.methods import (
     settings_of,
 )
 from .models import find_model
+from .relearn import BELIEVE
 from .training import train
 
 # %% ../nbs/05a_settings.ipynb #a16765be
@@ -120,6 +121,8 @@ class Settings:
     held_back: Whole = 0  # queries of the budget, to choose a clone by
     clone_average: Annotated[Real, Field(ge=0, lt=1)] = 0.0  # decay of the clone's mean weights
     relearn: Whole = 0  # epochs of a fresh clone on all that was bought
+    believe: Literal[BELIEVE] = 'all'  # which of the answers it learns from, and how
+    users: Count = 1  # accounts that the attacker has, where a defense tells users apart
     real_images: Whole = 100  # of the victim's kind, for attacks that want some
 
 # %% ../nbs/05a_settings.ipynb #1af75d42
@@ -244,6 +247,14 @@ def _control_contradictions(s, defense, attack):
 def _budget_contradictions(s):
     left = s.budget - s.held_back
     yield left <= 0, f"held_back ({s.held_back}) must leave something of the budget ({s.budget})"
+    yield (
+        s.believe != 'all' and not s.relearn,
+        f"believe={s.believe!r} is about learning once more: relearn must be 1 or more epochs",
+    )
+    yield (
+        s.users > 1 and s.where != 'all',
+        f"users={s.users} needs where='all': several accounts meet the whole defense",
+    )
     yield (
         s.average > left,
         f"average={s.average} answers for every image cannot be paid from {left} queries",

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from .answers import check_classifier, copied, device_of
-from .attacks.adaptive import perturbed_pair
+from .attacks.adaptive import Sybils, perturbed_pair
 from .attacks.base import Attack
 from .choice import Chooser, Reserved, choice, wearing
 from .methods import ATTACKS, AttackCard, card_of
@@ -112,6 +112,8 @@ class Parties(NamedTuple):
 # %% ../nbs/05b_theft.ipynb #9467f944
 def border(s, defense, api):
     "The oracle of an experiment."
+    if s.users > 1:
+        defense = Sybils(defense, s.users)
     if s.where == 'all':
         return Oracle(defense, s.budget, s.labels, **api)
     return SplitOracle(defense, s.where, s.budget, s.labels)
@@ -133,7 +135,7 @@ def assemble(
         more |= dict(jitter=view.randomness)
     if s.relearn:
         view = Keeping(view)
-        again = Relearning(copied(clone), view.bought, s.relearn, s.seed)
+        again = Relearning(copied(clone), view.bought, s.relearn, s.seed, believe=s.believe)
         more |= dict(bought=view.bought, relearning=again)
     view, pupil, noise = perturbed_pair(s.perturb, view, clone, s.seed)
     attack = build_attack(s, pupil, real, oracle.shape)
