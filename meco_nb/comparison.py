@@ -142,6 +142,7 @@ KNOWING = {
     'hard labels': SAME | dict(labels='hard'),
     'the surer half': SAME | dict(believe='sure'),
     'the least likely class': SAME | dict(believe='least'),
+    'what is not said': SAME | dict(believe='complement'),
     "the clone's majority": SAME | dict(believe='majority'),
     'three near copies, the surer half': SAME | dict(average=3, jitter=2, believe='sure'),
     'fifty accounts': SAME | dict(users=50),

@@ -33,7 +33,7 @@ class Keeping(Wrapped):
         return answers
 
 # %% ../nbs/05f_relearn.ipynb #80b3a446
-BELIEVE = ('all', 'sure', 'least', 'majority')
+BELIEVE = ('all', 'sure', 'least', 'complement', 'majority')
 
 # %% ../nbs/05f_relearn.ipynb #98bc03e0
 def with_answers(images, answers):
@@ -55,11 +55,12 @@ def believed(
     images, answers = bought.tensors()
     if believe == 'majority':
         return with_answers(images, F.one_hot(opinion, answers.shape[1]).float())
+    if believe == 'complement':
+        return with_answers(images, (1 - answers) / (answers.shape[1] - 1))
+    if believe == 'least':
+        return with_answers(images, F.one_hot(answers.argmin(-1), answers.shape[1]).float())
     sure = answers.amax(-1) >= answers.amax(-1).median()
-    if believe == 'sure':
-        return with_answers(images[sure], answers[sure])
-    least = F.one_hot(answers.argmin(-1), answers.shape[1]).float()
-    return with_answers(images, torch.where(sure[:, None], answers, least))
+    return with_answers(images[sure], answers[sure])
 
 # %% ../nbs/05f_relearn.ipynb #86e33284
 def opinion(

@@ -8,15 +8,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meco_nb.alone import alone
 from meco_nb.attacks.adaptive import PERTURB
 from meco_nb.attacks.base import steal
+from meco_nb.defenses.model_guardian import ModelGuardian
 from meco_nb.experiment import run
 from meco_nb.grading import EVERY, graded_settings, row_of
 from meco_nb.methods import ATTACKS, AttackCard, card_of, check_settings, settings_of
-from meco_nb.models import build_model
+from meco_nb.models import build_model, network_name
 from meco_nb.oracle import Averaged, Oracle, Undefended
+from meco_nb.relearn import BELIEVE
 from meco_nb.settings import resolve
-from meco_nb.theft import Theft, judge_chosen
+from meco_nb.theft import Theft, in_service, judge_chosen
 
 CARDS = {name: card_of(ATTACKS[name], AttackCard) for name in ATTACKS}
 SMALL = {name: card.small for name, card in CARDS.items()}
@@ -237,3 +240,62 @@ def test_learning_once_more_costs_nothing_and_changes_nothing(name):
     )
     assert plain.ledger == again.ledger and plain.weights == again.weights
     assert set(again.others) == {*plain.others, 'relearned'}
+
+
+@pytest.mark.parametrize('believe', BELIEVE)
+def test_what_is_believed_changes_the_relearned_clone_alone(believe):
+    more = dict(attack_settings=SMALL['knockoff'], budget=200, victim_settings=dict(epochs=1))
+    runs = [
+        run(preset='digits', defense='undefended', attack='knockoff', relearn=2, believe=b, **more)
+        for b in ('all', believe)
+    ]
+    assert runs[0].ledger == runs[1].ledger and runs[0].weights == runs[1].weights
+    accuracy = [record.others['relearned'] for record in runs]
+    assert (accuracy[0] == accuracy[1]) == (believe == 'all')
+
+
+def test_more_accounts_buy_more_where_access_ends(victim, digits):
+    guard = ModelGuardian(victim, limit=200)
+    guard.suspicious = lambda images: torch.ones(len(images), dtype=torch.bool)
+    asked = {}
+    for users in (1, 4):
+        s = resolve(preset='digits', attack='knockoff', budget=1_000, users=users)
+        theft = Theft(s, in_service(guard, 0), shape=digits.shape, num_classes=10)
+        theft.run(lambda clone: {}, points=0)
+        asked[users] = theft.oracle.used
+    assert asked == {1: 192, 4: 768}  # three batches of 64 each
+
+
+def test_a_thief_without_a_victim_asks_nothing_and_is_the_same_again(digits):
+    clones = [
+        alone(build_model('lenet5', digits, seed=1), digits, 20, copies=200, epochs=2)
+        for _ in range(2)
+    ]
+    first, second = (torch.cat([p.flatten() for p in c.parameters()]) for c in clones)
+    assert torch.equal(first, second)
+    with pytest.raises(ValueError, match='real_images'):
+        alone(clones[0], digits, 0)
+
+
+def multilayer(shape, num_classes):
+    width = torch.Size(shape).numel()
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(width, num_classes))
+
+
+@pytest.mark.parametrize('name', ATTACKS)
+def test_any_network_is_a_clone_and_the_shape_is_the_oracles(name, victim, digits):
+    s = resolve(
+        preset='digits',
+        attack=name,
+        budget=60,
+        labels=CARDS[name].labels[0],
+        batch_size=8,
+        attack_settings=SMALL[name],
+        relearn=1,
+    )
+    network, start = multilayer(digits.shape, 10), dict(shape=digits.shape, num_classes=10)
+    for clone in (network, multilayer):
+        theft = Theft(s, Undefended(victim), digits.train[:20][0], clone=clone, **start)
+        theft.run(lambda clone: {}, points=0)
+        assert theft.oracle.used == 60 and theft.others()['relearned'] is not theft.clone
+    assert network_name(multilayer).endswith(':multilayer')
