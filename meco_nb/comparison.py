@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['ATTACK_ROWS', 'THIEF_ROWS', 'BUDGETS', 'GROWING', 'STRENGTH_ROWS', 'AGAINST', 'DATA_FREE', 'GENERATOR_ROWS', 'LIARS',
-           'SAME', 'KNOWING', 'STUDIES', 'knockoff', 'long', 'jbda', 'equal', 'grown', 'cheap', 'swept', 'read_stored',
-           'best_clone', 'by_budget', 'by_counter', 'defenses_of', 'by_defense', 'best_of', 'show_defenses', 'picture']
+           'SAME', 'KNOWING', 'FLAGGED', 'ENDED', 'STUDIES', 'knockoff', 'long', 'jbda', 'equal', 'grown', 'cheap',
+           'swept', 'read_stored', 'best_clone', 'by_budget', 'by_counter', 'defenses_of', 'by_defense', 'best_of',
+           'show_defenses', 'picture']
 
 # %% ../nbs/07a_side_by_side.ipynb #2c8bcdb4
 #| code-fold: true
@@ -147,6 +148,8 @@ KNOWING = {
     'three near copies, the surer half': SAME | dict(average=3, jitter=2, believe='sure'),
     'fifty accounts': SAME | dict(users=50),
 }
+FLAGGED = dict(attack='dfme', budget=5_000, relearn=20)  # its images look invented
+ENDED = {'DFME': FLAGGED, 'DFME, fifty accounts': FLAGGED | dict(users=50)}
 
 # %% ../nbs/07a_side_by_side.ipynb #4592c859
 STUDIES = dict(
@@ -162,7 +165,8 @@ STUDIES = dict(
         f'{defense} | {thief}': dict(defense=defense) | row
         for defense in LIARS
         for thief, row in KNOWING.items()
-    },
+    }
+    | {f'model_guardian | {n}': dict(defense='model_guardian') | r for n, r in ENDED.items()},
     defenses={
         f'{defense} | {attack}': dict(defense=defense) | row
         for defense in DEFENSES
