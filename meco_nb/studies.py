@@ -8,7 +8,7 @@ __all__ = ['Times', 'multiplied', 'own_settings', 'budget_of', 'row_settings', '
 # %% ../nbs/09a_studies.ipynb #be5e1fc3
 #| code-fold: true
 #| code-summary: "Imports"
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os.path import exists
 
 from .grid import run_all
@@ -111,6 +111,7 @@ def read_study(
     stored = {record.name: record for record in load_records(folder)} if exists(folder) else {}
     found = {}
     for name, row in rows.items():
-        names = [run_name(row_settings(row, seed=seed, **base)) for seed in range(10)]
+        s = row_settings(row, **base)  # resolved once: nothing in it depends on the seed
+        names = [run_name(replace(s, seed=seed)) for seed in range(10)]
         found[name] = [stored[n] for n in names if n in stored]
     return {name: records for name, records in found.items() if records}

@@ -22,6 +22,7 @@ from meco_nb.attacks.base import (
     shape_of,
 )
 from .dfme import new_generator
+from .disguide import deviation
 from meco_nb.methods import (
     AttackCard,
     Count,
@@ -75,7 +76,7 @@ def aimed_loss(
     if entropy:
         loss = loss + entropy * (log_p.exp() * log_p).mean()
     if sureness:
-        loss = loss + sureness * log_p.exp().std(-1).mean()
+        loss = loss + sureness * deviation(log_p.exp(), -1).mean()
     return loss + likeness * alike(images, aims) if likeness else loss
 
 # %% ../../nbs/attacks/ideal.ipynb #8072c9bf
