@@ -201,7 +201,7 @@ def by_budget(
     lines = {}
     for row, runs in records.items():
         thief, budget = row.split(' | ')
-        line = lines.setdefault(thief, {'best clone, %': thief, 'seeds': str(len(runs))})
+        line = lines.setdefault(thief, {'best clone, %': thief})
         line[f'{int(budget):,}'] = best_clone(runs)
     return markdown(list(lines.values()))
 
