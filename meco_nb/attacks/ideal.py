@@ -214,9 +214,8 @@ class Aimed(Attack):
     @torch.no_grad()
     def classes(self):
         "K, as the clone has it."
-        return self.clone.eval()(torch.zeros(1, *self.generator.shape, device=self.device())).shape[
-            1
-        ]
+        image = torch.zeros(1, *self.generator.shape, device=self.device())
+        return self.clone.eval()(image).shape[1]
 
     def cost(self):
         return dict(clone=self.batch_size)
