@@ -86,6 +86,12 @@ def as_folder(value):
 Asked = Annotated[typing.Any, AfterValidator(as_asked)]
 Folder = Annotated[str, BeforeValidator(as_folder)]
 
+# %% ../nbs/00e_methods.ipynb #0c311dec
+@functools.cache
+def _reader(annotation):
+    "Pydantic's reader of a type: it takes longer to make than to use."
+    return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+
 # %% ../nbs/00e_methods.ipynb #5804dfbc
 def converted(
     owner,  # who asks, for the message
@@ -94,9 +100,8 @@ def converted(
     value,
 ):  # the value as the type wants it
     "Convert and check one value; raises a ValueError of one sentence."
-    adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
     try:
-        return adapter.validate_python(value)
+        return _reader(annotation).validate_python(value)
     except ValidationError as error:
         wrong = error.errors()[0]['msg']
         if wrong.startswith('Value error, '):  # a sentence of its own
@@ -127,10 +132,13 @@ def checked(function):
     signature = inspect.signature(function)
     owner = function.__qualname__.removesuffix('.__init__').rpartition('<locals>.')[2]
 
+    @functools.cache
+    def types():
+        return typing.get_type_hints(function, include_extras=True)
+
     @functools.wraps(function)
     def call(*args, **kwargs):
-        given = _bound(owner, signature, args, kwargs)
-        hints = typing.get_type_hints(function, include_extras=True)
+        given, hints = _bound(owner, signature, args, kwargs), types()
         for name in hints.keys() & given.arguments.keys():
             given.arguments[name] = _argument(owner, signature.parameters[name], hints[name], given)
         result = function(*given.args, **given.kwargs)
@@ -306,9 +314,9 @@ class Registry(Mapping):
         found = {cls.card.name: cls for cls in map(load_path, self.more)} | declared(self.package)
         return dict(sorted(found.items(), key=lambda item: self.order(item[1].card)))
 
-    @property
+    @functools.cached_property
     def offered(self):
-        "Entry points of other packages, by name."
+        "Entry points of the packages that are installed, by name."
         return {entry.name: entry for entry in entry_points(group=self.package)}
 
     def __iter__(self):

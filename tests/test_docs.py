@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from markdown_katex import wrapper
 from markdown_katex.wrapper import KatexError, tex2html
 
 from meco_nb.methods import ATTACKS, DEFENSES
@@ -183,22 +184,34 @@ def formulas(path):
             yield display or inline
 
 
-def test_every_formula_parses():
-    "All at once, for each call starts a process; one by one only to say which it was."
-    found = [(path.name, formula) for path in NOTEBOOKS for formula in formulas(path)]
-    assert len(found) > 100
-    untagged = [re.sub(r'\\tag\{[^}]*\}', '', formula) for _, formula in found]  # one number only
-    joined = r'\quad '.join(f'{{{formula}}}' for formula in untagged)
+@pytest.fixture(autouse=True)
+def own_katex(monkeypatch):
+    "The KaTeX that comes with markdown-katex: before every formula it would ask npx for another."
+    monkeypatch.setattr(wrapper, '_get_usr_parts', lambda: None)
+
+
+def parses(formulas):
+    "Whether formulas parse, one after the other in one call: each call starts a process."
+    joined = r'\quad '.join(f'{{{formula}}}' for formula in formulas)
     try:
         tex2html(joined, {'display-mode': True})
     except KatexError:
-        for name, formula in found:
-            try:
-                tex2html(formula, {'display-mode': True})
-            except KatexError as error:
-                pytest.fail(f'{name}: {formula}\n{error}')
+        return False
+    return True
+
+
+def test_every_formula_parses():
+    "Fifty in a call, for KaTeX expands a thousand macros at most; one in a call to say which."
+    found = [(path.name, formula) for path in NOTEBOOKS for formula in formulas(path)]
+    assert len(found) > 100
+    for at in range(0, len(found), 50):
+        part = [
+            (name, re.sub(r'\\tag\{[^}]*\}', '', formula)) for name, formula in found[at : at + 50]
+        ]
+        if not parses(formula for _, formula in part):  # without tags: a formula has one at most
+            wrong = [(name, formula) for name, formula in part if not parses([formula])]
+            assert not wrong, wrong
 
 
 def test_a_broken_formula_is_found():
-    with pytest.raises(KatexError):
-        tex2html(r'\frac{a}{', {'display-mode': True})
+    assert parses(['a', r'\frac{a}{b}']) and not parses(['a', r'\frac{a}{'])
