@@ -6,8 +6,8 @@
 __all__ = ['make_folder', 'write_atomic', 'reading', 'compact', 'save_state', 'load_state', 'save_json', 'load_json',
            'weights_of', 'save_tensors', 'digest_of', 'load_tensors', 'save_weights', 'put_weights', 'load_weights',
            'progress_line', 'Progress', 'augment', 'make_optimizer', 'Course', 'has_batch_norm', 'check_trainable',
-           'train', 'prepared', 'of_training', 'check_fit', 'fit', 'raw_answers', 'predict', 'calibration_error',
-           'scores', 'evaluate', 'distance']
+           'train', 'prepared', 'of_training', 'check_fit', 'fit', 'together', 'raw_answers', 'predict',
+           'calibration_error', 'scores', 'evaluate', 'distance']
 
 # %% ../nbs/00c_training.ipynb #e43bc387
 #| code-fold: true
@@ -394,6 +394,14 @@ def fit(
 
     train(model, loss, data.train, text='victim', **settings)
     return model
+
+# %% ../nbs/00c_training.ipynb #a33c25f7
+def together(
+    model,  # nn.Module giving logits (N, K)
+    *batches,  # images (N_i, C, H, W)
+):  # tuple of logits (N_i, K)
+    "Logits of batches that go through a model as one, so that batch norm sees one distribution."
+    return model(torch.cat(batches)).split([len(batch) for batch in batches])
 
 # %% ../nbs/00c_training.ipynb #401e335c
 def raw_answers(model, dataset, batch_size):

@@ -21,7 +21,7 @@ from ..answers import device_of, probabilities_of
 from ..images import Source, SourceName
 from ..methods import Count, DefenseCard, NotNegative, Seed, Whole, checked
 from ..models import build_model, find_model, reinitialised
-from ..training import check_fit, of_training, train
+from ..training import check_fit, of_training, together, train
 
 # %% ../../nbs/defenses/edm.ipynb #8895a881
 def make_members(
@@ -87,11 +87,12 @@ def edm_loss(
     diversity=1.0,  # lambda_D; 0 gives a plain ensemble
 ):  # scalar
     "Classify your own images, disagree on foreign ones."
-    own = sum(F.cross_entropy(member(images), labels) for member in members)
     if not diversity:
-        return own
-    cosines = pair_cosines(torch.stack([member(foreign).softmax(-1) for member in members]))
-    return own + diversity * cosines.logsumexp(0).mean()
+        return sum(F.cross_entropy(member(images), labels) for member in members)
+    own, outside = zip(*(together(member, images, foreign) for member in members), strict=True)
+    cosines = pair_cosines(torch.stack(outside).softmax(-1))
+    right = sum(F.cross_entropy(logits, labels) for logits in own)
+    return right + diversity * cosines.logsumexp(0).mean()
 
 # %% ../../nbs/defenses/edm.ipynb #933616db
 def pick(

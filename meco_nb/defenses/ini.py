@@ -20,7 +20,7 @@ from ..images import Source, SourceName
 from ..kd import kl_divergence, l1_logits
 from ..methods import DefenseCard, NotNegative, Seed, Whole, checked
 from ..models import own_copy, reinitialised
-from ..training import check_fit, train
+from ..training import check_fit, together, train
 
 # %% ../../nbs/defenses/ini.ipynb #83507386
 def flat(tensors):
@@ -81,7 +81,7 @@ def ini_objectives(
     direction='attacker',  # of `divergence`
 ):  # four scalars
     "What the victim is trained for."
-    own, outside = victim(images), victim(foreign)
+    own, outside = together(victim, images, foreign)
     return (
         F.cross_entropy(own, labels),
         isolation * isolation_objective(own, clone, images, labels, direction),

@@ -18,7 +18,7 @@ from ..images import distorted
 from ..kd import kl_divergence, soften
 from ..methods import Count, DefenseCard, NotNegative, Positive, Seed, Share, Whole, checked
 from ..models import MeanAnswer, own_copy
-from ..training import check_fit, train
+from ..training import check_fit, together, train
 
 # %% ../../nbs/defenses/misleader.ipynb #b421f6bd
 def teacher_loss(defended, teacher, temperature):
@@ -30,22 +30,24 @@ def teacher_loss(defended, teacher, temperature):
 def misleader_loss(
     defender,  # classifier giving logits
     clone,  # its inner clone, giving logits
-    teacher,  # logits of the original victim for the same images (N, K)
-    images,  # distorted training images (N, C, H, W)
+    teacher,  # logits of the original victim for the images (N, K)
+    images,  # training images (N, C, H, W)
     labels,  # (N,)
+    shaken,  # distorted training images (N', C, H, W)
     mislead=1e-3,  # lambda
     temperature=6.0,  # tau
     alpha=0.3,  # share of the teacher
     cap=10.0,  # largest divergence that is rewarded, in nats
 ):  # scalar: the sum of both players' losses
     "The clone learns from the defender, which learns from teacher and labels and away from it."
-    defended, cloned = defender(images), clone(images)
-    follow = kl_divergence(defended.detach().softmax(-1), cloned).mean()  # moves the clone only
-    taught = alpha * teacher_loss(defended, teacher, temperature)
-    escape = kl_divergence(defended.softmax(-1), cloned.detach())  # moves the defender only
+    own, asked = together(defender, images, shaken)
+    cloned = clone(shaken)
+    follow = kl_divergence(asked.detach().softmax(-1), cloned).mean()  # moves the clone only
+    taught = alpha * teacher_loss(own, teacher, temperature)
+    escape = kl_divergence(asked.softmax(-1), cloned.detach())  # moves the defender only
     escape = escape.clamp(max=cap).mean()
-    own = (1 - alpha) * F.cross_entropy(defended, labels)
-    return follow + taught + own - mislead * escape
+    right = (1 - alpha) * F.cross_entropy(own, labels)
+    return follow + taught + right - mislead * escape
 
 # %% ../../nbs/defenses/misleader.ipynb #034ef142
 class Misleader(nn.Module):
@@ -107,11 +109,11 @@ class Misleader(nn.Module):
         weights = mislead, temperature, alpha, cap
 
         def loss(images, labels):
-            images = distorted(images, None).to(images.device)
             with torch.no_grad():
                 teacher = self.teacher[0].to(images.device)(images)
+            seen = teacher, images, labels, distorted(images, None).to(images.device)
             pairs = zip(self.victim.members, self.clones, strict=True)
-            return sum(misleader_loss(*pair, teacher, images, labels, *weights) for pair in pairs)
+            return sum(misleader_loss(*pair, *seen, *weights) for pair in pairs)
 
         self.history = train(self, loss, data.train, epochs, text='MISLEADER', **settings)
         return self
