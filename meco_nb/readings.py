@@ -43,6 +43,8 @@ READINGS = {
 }
 
 # %% ../nbs/06d_readings.ipynb #896a00e1
-def choosing():
+def choosing(
+    root=None,  # folder of the datasets
+):  # Data
     "Digits to choose settings by: a fifth of the training set is the test set."
-    return hold_out(load_data('digits'), 0.2)
+    return hold_out(load_data('digits', root), 0.2)
