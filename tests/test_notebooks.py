@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from meco_nb.experiment import run
 from meco_nb.methods import ATTACKS
 
 ROOT = Path(__file__).parent.parent
@@ -142,13 +143,23 @@ def test_papermill_runs_the_experiment_from_the_notebook_s_folder(tmp_path):
     assert not left
 
 
-@pytest.mark.parametrize('attack', [name for name in ATTACKS if name != 'dfme'])
-def test_papermill_runs_every_attack(tmp_path, attack):
+def of_attack(attack):
+    "Settings of the notebook: the least that an attack can be run with."
     card = ATTACKS[attack].card
     given = dict(attack=attack, labels=card.labels[-1], attack_settings=card.small, budget=300)
-    more = dict(preset='digits', defense='undefended', victim_settings=dict(epochs=1))
-    said = papermill(tmp_path / 'o.ipynb', *parameters(**given, **more))
+    return given | dict(preset='digits', defense='undefended', victim_settings=dict(epochs=1))
+
+
+@pytest.mark.parametrize('attack', ['disguide', 'dfms_hl', 'jbda'])
+def test_papermill_runs_attacks_of_every_kind(tmp_path, attack):
+    "Several clones; a GAN and hard labels; real images."
+    said = papermill(tmp_path / 'o.ipynb', *parameters(**of_attack(attack)))
     assert said.returncode == 0, said.stderr[-2000:]
+
+
+@pytest.mark.parametrize('attack', ATTACKS)
+def test_the_call_that_the_notebook_makes_runs_every_attack(attack):
+    assert sum(run(**of_attack(attack)).ledger.values()) == 300
 
 
 @pytest.mark.parametrize(
