@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from .attacks.dfme import DFME
 from .attacks.disguide import DisGUIDE, spread_loss
-from .defenses.meco import MeCo, meco_loss, perturbed
+from .defenses.meco import MeCoPlain, meco_loss, perturbed
 from .dro import squared_distances, svgd_step, worst_case
 from .models import Generator, build_model, to_image
 from .oracle import Oracle, Undefended
@@ -125,7 +125,7 @@ def bench_training(
 ):
     "Ratios of one training step to a plain one, for a victim `name`."
     victim = build_model(name, SimpleNamespace(shape=shape, num_classes=10), seed=0).train()
-    h = MeCo(victim, width=width).h
+    h = MeCoPlain(victim, width=width).h
     batch = torch.rand(batch_size, *shape), torch.randint(10, (batch_size,))
 
     def step(loss):

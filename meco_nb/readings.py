@@ -17,9 +17,8 @@ TUNED = dict(scratch=False, epochs=10, lr=2e-3)
 # %% ../nbs/06d_readings.ipynb #cdd23dd3
 def reading(kind, strength, training=SCRATCH, **more):
     "A row: one reading of MeCo, all of it said, against DFME with the budget of the preset."
-    return dict(
-        defense='meco', defense_settings=dict(kind=kind, strength=strength) | training | more
-    )
+    own = dict(kind=kind, strength=strength) | training | more
+    return dict(defense='meco_plain', defense_settings=own)
 
 # %% ../nbs/06d_readings.ipynb #4d026f2c
 READINGS = {
@@ -38,6 +37,8 @@ READINGS = {
     'filters .2': reading('filters', 0.2),
     'intent .3': reading('bounded', 0.3, clean=1.0, effect=1.0),
     'intent .5': reading('bounded', 0.5, clean=1.0, effect=1.0),
+    'intent .3, tuned': reading('bounded', 0.3, TUNED, clean=1.0, effect=1.0),
+    'intent .5, tuned': reading('bounded', 0.5, TUNED, clean=1.0, effect=1.0),
     'white noise .2': reading('gaussian', 0.2),
     'white noise .3': reading('gaussian', 0.3),
 }

@@ -23,7 +23,7 @@ from meco_nb.answers import AsLogits, probabilities_of
 from meco_nb.attacks.base import Memory, steal
 from meco_nb.attacks.knockoff import Knockoff
 from meco_nb.data import make_data
-from meco_nb.defenses import MeCo, ModelGuardian, ModelGuardS, RandP, Rounding, Top1
+from meco_nb.defenses import MeCoPlain, ModelGuardian, ModelGuardS, RandP, Rounding, Top1
 from meco_nb.experiment import run
 from meco_nb.grading import Grade, grade
 from meco_nb.grid import run_all
@@ -520,7 +520,7 @@ def test_a_client_behind_a_server_is_a_victim(victim, digits):
     defense = Rounding(AsLogits(client, (1, 8, 8)), decimals=1)
     assert evaluate(defense, digits.test, victim)['agreement'] > 0.95
     with pytest.raises(ValueError, match='nothing to train'):
-        MeCo(AsLogits(client, (1, 8, 8)), width=8).fit(digits, epochs=1)
+        MeCoPlain(AsLogits(client, (1, 8, 8)), width=8).fit(digits, epochs=1)
 
 
 def test_nothing_runs_forever(digits):

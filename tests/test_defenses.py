@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meco_nb.ablations import ROWS
-from meco_nb.defenses.meco import MeCo, RandomFilters, rms
+from meco_nb.defenses.meco import MeCoPlain, RandomFilters, rms
 from meco_nb.methods import DEFENSES
 from meco_nb.models import build_model
 from meco_nb.settings import resolve, run_name
@@ -50,7 +50,7 @@ def test_answers_are_probabilities_and_independent_of_the_batch(defense, seed, c
 )
 def test_a_perturbation_has_the_size_that_it_was_given(victim, seed, kind, strength):
     images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
-    meco = MeCo(victim, width=8, strength=strength, kind=kind, seeding=seed)
+    meco = MeCoPlain(victim, width=8, strength=strength, kind=kind, seeding=seed)
     with torch.no_grad():
         h = meco.perturb(images) - images
     assert torch.allclose(rms(h), torch.tensor(strength), rtol=1e-3)
@@ -58,7 +58,7 @@ def test_a_perturbation_has_the_size_that_it_was_given(victim, seed, kind, stren
 
 def test_only_a_learned_perturbation_learns(digits, victim):
     for kind, changes in dict(learned=True, odd=True, frozen=False).items():
-        meco = MeCo(victim, width=8, kind=kind)
+        meco = MeCoPlain(victim, width=8, kind=kind)
         before = torch.cat([p.flatten() for p in meco.h.parameters()])
         meco.fit(digits, epochs=1)
         assert torch.equal(before, torch.cat([p.flatten() for p in meco.h.parameters()])) != changes
@@ -67,7 +67,9 @@ def test_only_a_learned_perturbation_learns(digits, victim):
 def test_training_is_repeatable_and_leaves_the_original_alone(digits, victim):
     before = torch.cat([p.flatten() for p in victim.parameters()])
     weights = [
-        torch.cat([p.flatten() for p in MeCo(victim, width=8).fit(digits, epochs=1).parameters()])
+        torch.cat(
+            [p.flatten() for p in MeCoPlain(victim, width=8).fit(digits, epochs=1).parameters()]
+        )
         for _ in range(2)
     ]
     assert torch.equal(*weights) and torch.equal(
@@ -87,7 +89,7 @@ def test_filters_of_the_released_code_have_their_sizes():
 
 
 def test_the_split_oracle_defends_one_purpose(victim, digits):
-    meco, images = MeCo(victim, width=8, strength=0.5, seeding=0), digits.test.tensors[0][:16]
+    meco, images = MeCoPlain(victim, width=8, strength=0.5, seeding=0), digits.test.tensors[0][:16]
     oracle = SplitOracle(meco, 'clone', 100)
     assert torch.equal(oracle(images, 'generator'), oracle(images, 'generator'))
     assert not torch.equal(oracle(images, 'clone'), oracle(images, 'clone'))
@@ -100,5 +102,5 @@ def test_rows_of_the_ablations_differ():
     names = [run_name(row_settings(row, preset='digits')) for row in ROWS.values()]
     assert len(set(names)) == len(names)
     assert run_name(resolve(preset='digits')) == run_name(
-        row_settings(ROWS['meco'], preset='digits')
+        row_settings(ROWS['meco_plain'], preset='digits')
     )

@@ -14,7 +14,7 @@ from torch import nn
 import meco_nb
 from meco_nb.answers import AsLogits
 from meco_nb.data import make_data
-from meco_nb.defenses import MeCo, RandP, Undefended
+from meco_nb.defenses import MeCoPlain, RandP, Undefended
 from meco_nb.oracle import Patient, Unanswered
 from meco_nb.training import evaluate, fit
 
@@ -108,7 +108,7 @@ FEW = dict(quick=True, budget=200, rows=['Knockoff, shapes'], clone='lenet5')
 def test_a_network_of_a_library_is_trained_defended_saved_and_graded(make, data, tmp_path):
     torch.manual_seed(0)
     victim = fit(make(), data, epochs=1, lr=3e-3)
-    defense = MeCo(victim, channels=3, width=8, strength=0.1).fit(data, epochs=1)
+    defense = MeCoPlain(victim, channels=3, width=8, strength=0.1).fit(data, epochs=1)
     grade = meco_nb.grade(defense, data, **FEW)
     assert not grade.failed and sum(grade['Knockoff, shapes'].ledger.values()) == 200
     path = meco_nb.save(tmp_path / 'mine', defense)
@@ -134,7 +134,7 @@ def test_a_network_in_bfloat16(network, data):
     half.load_state_dict(network.state_dict())
     defense = RandP(half.bfloat16(), seeding=0)
     assert evaluate(defense, data.test, Undefended(network))['agreement'] > 0.95
-    trained = MeCo(half, channels=3, width=8).fit(data, epochs=1)
+    trained = MeCoPlain(half, channels=3, width=8).fit(data, epochs=1)
     assert evaluate(trained, data.test)['accuracy'] > 0.3
     assert not meco_nb.grade(defense, data, **FEW).failed
 
