@@ -465,9 +465,16 @@ class MeCo(MeCoPlain):
         knob='h.strength',
         small=dict(width=8, epochs=1),
         presets=dict(
-            digits=dict(width=8, **DIGITS),
-            fashion_mnist16=dict(width=8, **FASHION),
-            paper=FINE,
+            digits=dict(width=8, epochs=40, lr=5e-3),
+            fashion_mnist16=dict(width=8, epochs=10, lr=2e-3, batch_size=128),
+            paper=dict(
+                optimizer='sgd',
+                lr=0.1,
+                weight_decay=5e-4,
+                epochs=200,
+                batch_size=128,
+                augmented=True,
+            ),
         ),
     )
 
@@ -494,8 +501,8 @@ class MeCo(MeCoPlain):
         step_size: Positive = 1.0,  # alpha
         effect: NotNegative = 1.0,  # weight of the effect on foreign images
         foreign: SourceName = 'shapes',  # where foreign images come from, as for `Source`
-        scratch: bool = False,  # from fresh weights instead of the victim's
-        epochs: Whole = 10,  # passes over the training set
+        scratch: bool = True,  # from fresh weights; False: from the victim's
+        epochs: Whole = 40,  # passes over the training set
         **settings,  # of `train`: batch_size, lr, optimizer, augmented, seed, checkpoint
     ):  # self, in eval mode
         "Algorithm 1, with the effect on foreign images added to its line 6."
