@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ATTACK_ROWS', 'THIEF_ROWS', 'BUDGETS', 'GROWING', 'STRENGTH_ROWS', 'AGAINST', 'DATA_FREE', 'GENERATOR_ROWS', 'LIARS',
            'SAME', 'KNOWING', 'FLAGGED', 'ENDED', 'STUDIES', 'knockoff', 'long', 'jbda', 'equal', 'grown', 'cheap',
-           'swept', 'read_stored', 'best_clone', 'by_budget', 'by_counter', 'defenses_of', 'by_defense', 'best_of',
-           'show_defenses', 'picture']
+           'swept', 'read_stored', 'best_clone', 'by_budget', 'by_counter', 'defenses_of', 'by_defense', 'ended',
+           'of_thefts', 'best_of', 'show_defenses', 'picture']
 
 # %% ../nbs/07a_side_by_side.ipynb #2c8bcdb4
 #| code-fold: true
@@ -238,13 +238,29 @@ def by_defense(
     lines = [_defense_line(name, runs) for name, runs in defenses_of(records).items()]
     return markdown(lines)
 
+# %% ../nbs/07a_side_by_side.ipynb #12d6a416
+def ended(
+    runs,  # frame of runs
+):  # bools, one per run
+    "Which thefts a defense ended: every attack spends its budget to the query, if it may."
+    return runs.queries < runs.budget
+
+# %% ../nbs/07a_side_by_side.ipynb #cae7646d
+def of_thefts(
+    runs,  # frame of runs of one thief, over seeds
+):  # str, a cell
+    "The clones of the thefts that were not ended, and how many were."
+    through, count = runs[~ended(runs)], int(ended(runs).sum())
+    clones = spread(through.clone_accuracy) if len(through) else 'no clone'
+    return f'{clones} ({count} of {len(runs)} ended)' if count else clones
+
 # %% ../nbs/07a_side_by_side.ipynb #9d77080a
 def _defense_line(name, runs):
     one = runs[runs.thief == runs.thief.iloc[0]]  # the price is the same in all of them
     line = {'defense': name, 'seeds': f'{len(one)}', 'accuracy %': spread(one.accuracy)}
     line |= {'l1, own': f'{one.l1_own.mean():.2f}', 'l1, original': f'{one.l1_original.mean():.2f}'}
     for thief, theirs in runs.groupby('thief', sort=False):
-        line[thief] = spread(theirs.clone_accuracy)
+        line[thief] = of_thefts(theirs)
     return line | {'renamed, largest': spread([best_of(runs, AGAINST)])}
 
 # %% ../nbs/07a_side_by_side.ipynb #b007a1b2
@@ -252,8 +268,9 @@ def best_of(
     runs,  # frame of a defense's runs, from `defenses_of`
     thieves,  # names of AGAINST
 ):  # share of the test set
-    "The best clone of some attacks on a defense: mean over seeds, classes renamed."
-    return runs[runs.thief.isin(list(thieves))].groupby('thief').clone_renamed.mean().max()
+    "The best clone of some attacks on a defense: mean over seeds that got through, renamed."
+    theirs = runs[runs.thief.isin(list(thieves)) & ~ended(runs)]
+    return theirs.groupby('thief').clone_renamed.mean().max()
 
 # %% ../nbs/07a_side_by_side.ipynb #7411c01c
 def show_defenses(

@@ -466,12 +466,12 @@ class MeCo(MeCoPlain):
         small=dict(width=8, epochs=1),
         presets=dict(
             digits=dict(width=8, epochs=40, lr=5e-3),
-            fashion_mnist16=dict(width=8, epochs=10, lr=2e-3, batch_size=128),
+            fashion_mnist16=dict(width=8, epochs=8, lr=2e-3, batch_size=128),
             paper=dict(
                 optimizer='sgd',
                 lr=0.1,
                 weight_decay=5e-4,
-                epochs=200,
+                epochs=100,
                 batch_size=128,
                 augmented=True,
             ),
