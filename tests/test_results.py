@@ -7,6 +7,7 @@ import pytest
 
 from meco_nb.ablations import ROWS
 from meco_nb.comparison import read_stored
+from meco_nb.readings import BASES, STUDIED
 from meco_nb.records import read_record
 from meco_nb.studies import read_study
 from meco_nb.utility import is_stale, read_table
@@ -21,6 +22,8 @@ def stored(folder):
     if study == 'ablations':
         budget = dict(digits=100_000, fashion_mnist16=250_000)[preset]
         records = read_study(ROWS, folder, preset=preset, budget=budget)
+    elif study in BASES:
+        records = read_study(STUDIED[study], folder, **BASES[study])
     else:
         records = read_stored(study, preset, RESULTS)
     return [record for rs in records.values() for record in rs]

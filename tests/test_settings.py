@@ -63,7 +63,7 @@ WRONG = [  # settings, and what is said of them
     (dict(defense_settings=dict(width=12)), 'width'),
     (dict(defense_settings=dict(width=0)), 'width must be greater than or equal to 1'),
     (dict(defense_settings=dict(strenght=1)), "unknown setting of meco 'strenght'"),
-    (dict(defense_settings=dict(kind='random')), 'kind must be'),
+    (dict(defense='meco_plain', defense_settings=dict(kind='random')), 'kind must be'),
     (dict(defense_settings=dict(epochs=-2)), 'epochs must be greater than or equal to 0'),
     (dict(defense_settings=dict(batch_size=0)), 'batch_size must be greater than or equal to 1'),
     (dict(defense_settings=dict(gamma='big')), 'gamma must be a valid number'),
