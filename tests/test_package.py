@@ -115,7 +115,7 @@ def test_the_python_of_the_readme_runs():
     code = '\n'.join(blocks)
     quick = {
         '20_000': '2_000',
-        'epochs=10': 'epochs=1',
+        'fit(data, lr=5e-3)': 'fit(data, lr=5e-3, epochs=1)',
         'data), data)': 'data), data, epochs=1)',
         'quick=True': 'quick=True, budget=300, rows=["Knockoff, shapes"]',
     }
