@@ -16,8 +16,9 @@ def kl_divergence(
     probs,  # the teacher's probabilities (N, K)
     logits,  # the student's logits (N, K)
 ):  # KL(teacher || student) for each image (N,)
-    "The distillation loss of Eq. 1 and 2; zeros in `probs` are allowed."
-    return (torch.special.xlogy(probs, probs) - probs * logits.log_softmax(-1)).sum(-1)
+    "The distillation loss of Eq. 1 and 2; zeros in `probs` are allowed, and its slope there too."
+    above = probs.clamp(min=torch.finfo(probs.dtype).tiny)  # 0 log 0 = 0, with a finite slope
+    return (torch.special.xlogy(probs, above) - probs * logits.log_softmax(-1)).sum(-1)
 
 # %% ../nbs/01_kd.ipynb #d2490a5a
 def soften(
