@@ -130,7 +130,7 @@ GENERATOR_ROWS = {
 }
 
 # %% ../nbs/07a_side_by_side.ipynb #5ce339d3
-LIARS = ('adaptive_misinformation', 'edm', 'ini', 'model_guardian')
+LIARS = ('adaptive_misinformation', 'edm', 'ini', 'model_guardian', 'meco')
 SAME = dict(
     attack='knockoff',
     labels='soft',
