@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 
 from .drawing import use_style
 from .methods import DEFENSES
-from .records import frame, markdown, project_path, spread
+from .records import crossed, frame, markdown, project_path, spread
 from .studies import read_study
 
 # %% ../nbs/07a_side_by_side.ipynb #7e029206
@@ -190,7 +190,7 @@ def best_clone(
 ):  # str, mean and deviation in per cent
     "The attack's own clone or the relearned one, whichever is better on the mean."
     own = [record.clone['accuracy'] for record in runs]
-    again = [record.others['relearned']['accuracy'] for record in runs]
+    again = [r.others['relearned']['accuracy'] for r in runs if 'relearned' in r.others]
     return spread(max(own, again, key=sum))
 
 # %% ../nbs/07a_side_by_side.ipynb #9e365096
@@ -198,24 +198,23 @@ def by_budget(
     records,  # dict: 'attack, labels | budget' -> list of Records
 ):  # str, a table in Markdown
     "One line per attack and kind of labels, one column per budget."
-    lines = {}
+    cells = []
     for row, runs in records.items():
         thief, budget = row.split(' | ')
-        line = lines.setdefault(thief, {'best clone, %': thief})
-        line[f'{int(budget):,}'] = best_clone(runs)
-    return markdown(list(lines.values()))
+        cells.append((thief, f'{int(budget):,}', best_clone(runs)))
+    return crossed('best clone, %', cells)
 
 # %% ../nbs/07a_side_by_side.ipynb #eef1d1b2
 def by_counter(
     records,  # dict: 'defense | thief' -> list of Records
 ):  # str, a table in Markdown
     "One line per counter, one column per defense: the relearned clone."
-    lines = {}
+    cells = []
     for row, runs in records.items():
         defense, thief = row.split(' | ')
-        line = lines.setdefault(thief, dict(thief=thief))
-        line[defense] = spread(record.others['relearned']['accuracy'] for record in runs)
-    return markdown(list(lines.values()))
+        again = spread(record.others['relearned']['accuracy'] for record in runs)
+        cells.append((thief, defense, again))
+    return crossed('thief', cells)
 
 # %% ../nbs/07a_side_by_side.ipynb #5faf6c51
 def defenses_of(

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['SCRATCH', 'TUNED', 'WANTED', 'READINGS', 'BASES', 'JUDGES', 'JUDGED', 'ROWS', 'STUDIED', 'reading', 'choosing',
-           'allowed', 'strongest', 'price', 'choices', 'bought', 'taken', 'by_thief']
+           'allowed', 'strongest', 'price', 'choices', 'bought', 'by_thief']
 
 # %% ../nbs/06d_readings.ipynb #5dbe237c
 #| code-fold: true
 #| code-summary: "Imports"
 from statistics import mean
 
+from .comparison import best_clone
 from .data import hold_out, load_data
-from .records import markdown, project_path, spread
+from .records import crossed, markdown, project_path, spread
 from .studies import read_study
 
 # %% ../nbs/06d_readings.ipynb #4af90640
@@ -147,23 +148,14 @@ ROWS = {
 # %% ../nbs/06d_readings.ipynb #a771a26c
 STUDIED = dict(choice=READINGS, judged=ROWS)
 
-# %% ../nbs/06d_readings.ipynb #dcccf3b1
-def taken(
-    runs,  # list of Records
-):  # list of shares, one per run
-    "The thief's own last clones or the relearned ones, whichever are better on the mean."
-    own = [r.clone['accuracy'] for r in runs]
-    again = [r.others['relearned']['accuracy'] for r in runs if 'relearned' in r.others]
-    return max(own, again, key=sum)
-
 # %% ../nbs/06d_readings.ipynb #acba559e
 def by_thief(
     records,  # dict: 'reading | thief' -> list of Records
 ):  # str, a table in Markdown
     "One line per reading, one column per thief."
-    lines = {}
+    cells = []
     for row, runs in records.items():
         name, thief = row.split(' | ')
-        line = lines.setdefault(name, {'reading': name} | price(runs))
-        line[thief] = spread(taken(runs))
-    return markdown(list(lines.values()))
+        cells += [(name, column, text) for column, text in price(runs).items()]
+        cells.append((name, thief, best_clone(runs)))
+    return crossed('reading', cells)

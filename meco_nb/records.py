@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UTILITY', 'SPREADS', 'Record', 'git', 'device_name', 'commit', 'made_by', 'weights_digest', 'check_fields',
            'read_record', 'save_record', 'load_records', 'project_path', 'frame', 'row_of', 'spread', 'markdown',
-           'table', 'summary']
+           'crossed', 'table', 'summary']
 
 # %% ../nbs/05d_records.ipynb #41da9230
 #| code-fold: true
@@ -184,6 +184,17 @@ def markdown(
     table = pd.DataFrame(rows, dtype=str).fillna('')
     align = ['left', *['right'] * (table.shape[1] - 1)]
     return table.to_markdown(index=False, colalign=align, disable_numparse=True)
+
+# %% ../nbs/05d_records.ipynb #be9160c2
+def crossed(
+    title,  # of the first column
+    cells,  # iterable of (line, column, text)
+):  # str, in Markdown
+    "A table of cells, lines and columns in the order in which they first appear."
+    lines = {}
+    for line, column, text in cells:
+        lines.setdefault(line, {title: line})[column] = text
+    return markdown(list(lines.values()))
 
 # %% ../nbs/05d_records.ipynb #c15d404e
 def table(

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 from torch.utils.data import TensorDataset
 
 from meco_nb.defenses import edm
@@ -25,7 +24,8 @@ from meco_nb.models import build_model, reinitialised
 from meco_nb.oracle import AccessEnded, Oracle
 from meco_nb.settings import resolve
 from meco_nb.theft import Theft
-from meco_nb.training import evaluate, fit, load_weights, save_weights, weights_of
+from meco_nb.training import evaluate, load_weights, save_weights, weights_of
+from meco_nb.utility import layered
 
 NAMES = ['edm', 'misleader', 'ini', 'adaptive_misinformation', 'model_guardian']
 OWN = dict(model_guardian=dict(sources=['thief', 'diffusion'], key=b'k'))  # beside what is small
@@ -141,29 +141,21 @@ def test_it_defends_a_model_with_batch_norm_and_colour(name):
     assert oracle(torch.rand(2, 3, 20, 24)).shape == (2, 7)
 
 
-def with_layers(layers, data):
-    "A LeNet-5 that has batch norm or dropout, trained."
-    model = build_model('lenet5', data, seed=0, batch_norm=layers == 'batch norm')
-    if layers == 'dropout':
-        model.network.insert(len(model.network) - 1, nn.Dropout(0.5))
-    return fit(model, data, lr=5e-3, epochs=10)
-
-
 @pytest.fixture(scope='module', params=['batch norm', 'dropout'])
-def layered(request, digits):
-    return with_layers(request.param, digits)
+def victim_with(request, digits):
+    return layered(request.param, digits, lr=5e-3, epochs=10)
 
 
 @pytest.mark.parametrize('name', [*NAMES[:4], 'meco', 'meco_released'])
-def test_honest_users_keep_their_answers_whatever_layers_the_victim_has(name, layered, digits):
+def test_honest_users_keep_their_answers_whatever_layers_the_victim_has(name, victim_with, digits):
     """Own and foreign images in two batches cost a victim with batch norm 12 to 40 points.
 
     With neither layer their chapters assert the same."""
     two = dict(members=2) if 'members' in settings_of(DEFENSES[name]) else {}
     lr = DEFENSES[name].card.presets['digits'].get('lr', 5e-3)
-    defense = DEFENSES[name](layered, **small(name)[0] | two)
+    defense = DEFENSES[name](victim_with, **small(name)[0] | two)
     defense.fit(digits, epochs=8 if name == 'ini' else 4, lr=lr)
-    before = evaluate(layered, digits.test)['accuracy']
+    before = evaluate(victim_with, digits.test)['accuracy']
     assert evaluate(defense, digits.test)['accuracy'] > before - 0.1
 
 

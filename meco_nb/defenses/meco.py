@@ -226,7 +226,7 @@ class MeCoPlain(nn.Module):
 
     card = DefenseCard(
         name='meco_plain',
-        title='MeCo, plain',
+        title='MeCo, Algorithm 1',
         family='query',
         cite=('Wang2023',),
         retrains=True,
@@ -457,11 +457,11 @@ class MeCo(MeCoPlain):
 
     card = DefenseCard(
         name='meco',
-        title='MeCo',
+        title='MeCo, by its figures',
         family='query',
         cite=('Wang2023',),
         retrains=True,
-        about='a learned random perturbation that does much to foreign images and little to yours',
+        about='reconstructed: Algorithm 1 and a term of ours for the effect that its figures draw',
         knob='h.strength',
         small=dict(width=8, epochs=1),
         presets=dict(
