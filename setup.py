@@ -24,5 +24,5 @@ setup(
     packages=find_packages(include=['meco_nb', 'meco_nb.*']),
     python_requires=f">={settings['min_python']}",
     install_requires=settings['requirements'].split(),
-    extras_require={'dev': settings['dev_requirements'].split()},
+    extras_require={name: settings[f'{name}_requirements'].split() for name in ('dev', 'cluster')},
 )

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['UTILITY', 'SPREADS', 'Record', 'git', 'device_name', 'commit', 'made_by', 'weights_digest', 'check_fields',
-           'read_record', 'save_record', 'load_records', 'project_path', 'frame', 'row_of', 'spread', 'markdown',
-           'crossed', 'table', 'summary']
+           'read_record', 'save_record', 'load_records', 'project_path', 'frame', 'row_of', 'spread', 't_interval',
+           'interval', 'markdown', 'crossed', 'table', 'summary']
 
 # %% ../nbs/05d_records.ipynb #41da9230
 #| code-fold: true
 #| code-summary: "Imports"
 import hashlib
+import math
 import platform
 import statistics
 import subprocess
@@ -173,6 +174,28 @@ def spread(
     values = [100 * float(value) for value in values]
     mean = f'{statistics.mean(values):.{digits}f}'
     return mean if len(values) == 1 else f'{mean} ± {statistics.stdev(values):.{digits}f}'
+
+# %% ../nbs/05d_records.ipynb #12f3d095
+def t_interval(
+    values,  # one per seed
+):  # half the width of the 95 % interval of the mean; NaN for a single value
+    "How well a mean over seeds is known, by Student's t."
+    from scipy.stats import t
+
+    n = len(values)
+    if n < 2:
+        return math.nan
+    return float(t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n)
+
+# %% ../nbs/05d_records.ipynb #d731a6ae
+def interval(
+    values,  # shares, one per seed
+    digits=1,  # after the point
+):  # str
+    "Mean and 95 % interval in per cent, e.g. '91.0 ± 2.5'; the mean alone of a single seed."
+    values = [100 * float(value) for value in values]
+    mean = f'{statistics.mean(values):.{digits}f}'
+    return mean if len(values) == 1 else f'{mean} ± {t_interval(values):.{digits}f}'
 
 # %% ../nbs/05d_records.ipynb #34976d61
 def markdown(

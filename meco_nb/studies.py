@@ -90,6 +90,8 @@ def run_study(
     seeds,  # how many
     out,  # folder of the runs; what is finished there is not run again
     workers=None,  # processes at a time; 0: this one
+    engine='local',  # of `run_all`, and `gpus`
+    gpus=0,  # share of a GPU for each run on 'ray'
     **base,  # of `row_settings`
 ):  # dict: row -> list of Records, one per seed
     "Run rows over seeds. Rows that come to the same settings share a run."
@@ -98,7 +100,9 @@ def run_study(
         for name, row in rows.items()
         for seed in range(seeds)
     }
-    records = dict(zip(runs, run_all(list(runs.values()), workers), strict=True))
+    records = dict(
+        zip(runs, run_all(list(runs.values()), workers, engine=engine, gpus=gpus), strict=True)
+    )
     return {name: [records[name, seed] for seed in range(seeds)] for name in rows}
 
 # %% ../nbs/09a_studies.ipynb #51afb54a

@@ -269,7 +269,7 @@ FOUR = [
     for defense, own in (('meco', dict(epochs=1)), ('undefended', {}))
     for labels in ('soft', 'hard')
 ]
-RUN = 'from meco_nb.grid import main; main()'
+RUN = 'import json, sys; from meco_nb.experiment import run; run(**json.loads(sys.argv[1]))'
 RUN_ALL = """
 import json, sys
 from meco_nb.grid import run_all
@@ -373,7 +373,14 @@ def workers_of(process):
         pids = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
     except (FileNotFoundError, ProcessLookupError):
         return []
-    return [int(pid) for pid in pids if state_of(pid) != 'Z']
+    return [int(pid) for pid in pids if state_of(pid) != 'Z' and not is_tracker(pid)]
+
+
+def is_tracker(pid):
+    "Whether a process is the one of loky that cleans up, and no worker."
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return b'resource_tracker' in Path(f'/proc/{pid}/cmdline').read_bytes()
+    return False
 
 
 def wait_for_worker(process):
@@ -397,28 +404,27 @@ def pause(process, seconds):
 
 
 def kill_worker(r, out, moment, span):
-    "Kill one worker at a moment of their work; whether there was one, and the parent told of it."
+    "Kill one worker at a moment of their work; whether there was one, and the parent went on."
     process = wait_for_worker(four_runs(out))
     pause(process, moment * span)
     workers = workers_of(process)
     if workers:
         os.kill(r.choice(workers), signal.SIGKILL)
     process.communicate()
-    return bool(workers), process.returncode != 0
+    return bool(workers), process.returncode == 0
 
 
 def soak_workers(count, r, folder):
-    "Kill one worker of several runs, and let them go on."
+    "Kill one worker of several runs: the others go on, and it too."
     whole = four_whole(folder.parent / 'four')
     span = end_of(wait_for_worker(four_runs(with_models(whole, folder / 'again'))))
     equal, moments, tries = 0, [], 0
     while len(moments) < count:
         out, moment, tries = with_models(whole, folder / str(tries)), r.random(), tries + 1
-        hit, told = kill_worker(r, out, moment, span)
+        hit, went_on = kill_worker(r, out, moment, span)
         if hit:
             moments.append(moment)
-            end_of(four_runs(out))
-            equal += told and kept(out) == kept(whole)
+            equal += went_on and kept(out) == kept(whole)
     return report('worker', moments, equal) and kept(folder / 'again') == kept(whole)
 
 

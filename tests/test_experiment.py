@@ -1,13 +1,13 @@
 "An experiment survives whatever happens to it."
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+import soak
 
 from meco_nb.experiment import run
 from meco_nb.records import load_records
@@ -25,7 +25,7 @@ SHORT = dict(
 
 def start(settings):
     return subprocess.Popen(
-        [sys.executable, '-c', 'from meco_nb.grid import main; main()', json.dumps(settings)],
+        [sys.executable, '-c', soak.RUN, json.dumps(settings)],
         stderr=subprocess.PIPE,
     )
 
@@ -101,27 +101,11 @@ def test_records_say_what_made_them(whole):
 
 def test_a_worker_ends_with_its_parent(tmp_path):
     settings = dict(SHORT, budget=10_000_000, out=str(tmp_path))
-    code = (
-        "import os, subprocess, sys, time\n"
-        "os.environ['MECO_WORKER'] = str(os.getpid())\n"
-        "code = 'from meco_nb.grid import main; main()'\n"
-        "p = subprocess.Popen([sys.executable, '-c', code, sys.argv[1]])\n"
-        "print(p.pid, flush=True)\ntime.sleep(600)"
-    )
-    command = [sys.executable, '-c', code, json.dumps(settings)]
-    silent = dict(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    parent = subprocess.Popen(command, **silent)
-    worker = int(parent.stdout.readline())
-    while not (list(tmp_path.glob('models/victim*.json'))):
+    parent = soak.started(soak.RUN_ALL, json.dumps([settings]))
+    while not list(tmp_path.glob('models/meco*.json')):
+        assert parent.poll() is None
         time.sleep(0.05)
     time.sleep(5)
-    parent.kill()
-    for _ in range(600):
-        try:
-            os.kill(worker, 0)
-        except ProcessLookupError:
-            break
-        time.sleep(0.05)
-    else:
-        pytest.fail('the worker went on without its parent')
+    workers = soak.orphans_of(parent)
+    assert workers and not soak.outlived(workers)
     assert list(tmp_path.glob('*.checkpoint'))

@@ -7,6 +7,7 @@ import pytest
 
 from meco_nb.ablations import ROWS
 from meco_nb.comparison import read_stored
+from meco_nb.frontier import ROWS as FRONTIER
 from meco_nb.readings import BASES, STUDIED
 from meco_nb.records import read_record
 from meco_nb.studies import read_study
@@ -24,6 +25,8 @@ def stored(folder):
         records = read_study(ROWS, folder, preset=preset, budget=budget)
     elif study in BASES:
         records = read_study(STUDIED[study], folder, **BASES[study])
+    elif study == 'frontier':
+        records = read_study(FRONTIER, folder, preset=preset, held_back=0.02)
     else:
         records = read_stored(study, preset, RESULTS)
     return [record for rs in records.values() for record in rs]
