@@ -28,7 +28,7 @@ from .cluster import on_ray
 from .data import load_data
 from .experiment import check_resume, prepare, run, stored, try_out, victim_facts
 from .methods import DEFENSES, NotNegative, Whole, checked
-from .settings import Settings, fingerprint, run_name
+from .settings import Settings, decided, fingerprint, run_name
 from .theft import one_thread
 from .training import Progress
 
@@ -159,9 +159,9 @@ def check_runs(runs):
 
 # %% ../nbs/09_scale.ipynb #5113ddb1
 def try_all(runs):
-    "Raise what is wrong in any of some runs, before anything is computed."
+    "Raise what is wrong in any of some runs, before anything is computed; seeds change nothing."
     data = {name: load_data(name) for name in {s.dataset for s in runs}}
-    for s in runs:
+    for s in {fingerprint(decided(replace(s, seed=0))): s for s in runs}.values():
         try_out(s, data[s.dataset])
 
 # %% ../nbs/09_scale.ipynb #719465dc

@@ -70,7 +70,7 @@ def check_images(
 # %% ../nbs/00_threat_model.ipynb #f77f1379
 def _check_pixels(images):
     low, high = images.aminmax()
-    if not (low >= 0 and high <= 1):  # NaN fails both comparisons
+    if not ((low >= 0) & (high <= 1)):  # NaN fails both comparisons
         raise ValueError(
             f"images must be finite and lie in [0, 1], got values from {low:.4g} to "
             f"{high:.4g}; send raw pixels: normalising is the model's first layer"

@@ -250,7 +250,7 @@ def until_lost(steps, attack):
     try:
         for used, losses in steps:
             yield used, losses
-            if not all(map(math.isfinite, losses.values())) and is_lost(attack):
+            if not math.isfinite(sum(losses.values())) and is_lost(attack):
                 return
     except ValueError:  # a generator that has diverged makes images that are none
         if not is_lost(attack):

@@ -2,11 +2,13 @@
 
 import inspect
 import io
+import traceback
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from meco_nb.alone import alone
 from meco_nb.attacks.adaptive import PERTURB
@@ -16,7 +18,7 @@ from meco_nb.experiment import run
 from meco_nb.grading import EVERY, graded_settings, row_of
 from meco_nb.methods import ATTACKS, AttackCard, card_of, check_settings, settings_of
 from meco_nb.models import build_model, network_name
-from meco_nb.oracle import Averaged, Oracle, Undefended
+from meco_nb.oracle import Averaged, Oracle, Undefended, Wrapped
 from meco_nb.relearn import BELIEVE
 from meco_nb.settings import resolve
 from meco_nb.theft import Theft, in_service, judge_chosen
@@ -299,3 +301,38 @@ def test_any_network_is_a_clone_and_the_shape_is_the_oracles(name, victim, digit
         theft.run(lambda clone: {}, points=0)
         assert theft.oracle.used == 60 and theft.others()['relearned'] is not theft.clone
     assert network_name(multilayer).endswith(':multilayer')
+
+
+class Waits(TorchDispatchMode):
+    "Counts how often a number is read out of a tensor: a GPU would have to be waited for."
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket is torch.ops.aten._local_scalar_dense:
+            inside = [frame.filename for frame in traceback.extract_stack()[-12:]]
+            self.count += not any('torch/optim' in name for name in inside)  # a counter on the CPU
+        return function(*args, **kwargs or {})
+
+
+class CountsCalls(Wrapped):
+    calls = 0
+
+    def __call__(self, images, purpose='clone'):
+        self.calls += 1
+        return self._oracle(images, purpose)
+
+
+@pytest.mark.parametrize('name', ['dfme', 'maze', 'disguide', 'dual_students'])
+def test_an_iteration_waits_twice_for_each_question(name, victim, real):
+    "For the images at the border and for the answers; and for what is kept in the CPU's memory."
+    labels = CARDS[name].labels[0]
+    oracle = CountsCalls(Oracle(Undefended(victim), 100_000, labels))
+    attack = start(name, oracle, real)
+    steps = attack.run(oracle)
+    next(steps), next(steps)
+    oracle.calls = 0
+    with Waits() as waits:
+        next(steps)
+    kept = 2 if hasattr(attack, 'memory') else 0
+    assert 0 < waits.count <= 2 * oracle.calls + kept

@@ -149,7 +149,7 @@ def clone_step(
     optimizer.zero_grad()
     value.backward()
     optimizer.step()
-    return value.item()
+    return value.detach()
 
 # %% ../../nbs/01a_attack_loop.ipynb #af147fd1
 def set_learning_rate(

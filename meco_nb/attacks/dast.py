@@ -108,4 +108,4 @@ def learn_both(
     loss = loss + attack.alpha * F.cross_entropy(logits, asked_for)
     move_only(attack.generator, attack.generator_optimizer, loss)
     attack.clone_optimizer.step()
-    return dict(clone=clone_loss.item(), generator=loss.item())
+    return dict(clone=clone_loss.detach(), generator=loss.detach())

@@ -135,7 +135,7 @@ def generator_step(
     v.backward(gradient if summed else gradient / len(z))
     optimizer.step()
     last = slice(-len(z), None)
-    return -f.values[last].mean().item(), (f.images[last], f.answers[last])
+    return -f.values[last].mean(), (f.images[last], f.answers[last])
 
 # %% ../../nbs/attacks/dfme.ipynb #23864fda
 def entropy(probs):
@@ -167,7 +167,7 @@ def clone_gradient_step(
     probs = clone.eval()(generator(z)).softmax(-1)
     loss = -entropy(probs.mean(0)) - unsure * entropy(probs).mean()
     move_only(generator, optimizer, loss)
-    return loss.item()
+    return loss.detach()
 
 # %% ../../nbs/attacks/dfme.ipynb #facd5d29
 def move(

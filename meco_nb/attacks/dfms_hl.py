@@ -134,7 +134,7 @@ def gan_step(
     loss = generator_loss(made, gan.discriminator, clone, diversity)
     move_only(gan.generator, gan.optimizers[0], loss)
     discriminator_step(gan.discriminator, gan.optimizers[1], real, made, gan.together)
-    return loss.item()
+    return loss.detach()
 
 # %% ../../nbs/attacks/dfms_hl.ipynb #e8703343
 SCRIPT = ('gan', 'buy', 'fit', 'diverse gan', 'buy', 'fit', 'alternate')

@@ -61,7 +61,7 @@ def teach_all(attack, images, answers, loss):
     attack.clone_optimizer.zero_grad()
     sum(values).backward()
     attack.clone_optimizer.step()
-    return sum(values).item() / len(values)
+    return sum(values).detach() / len(values)
 
 # %% ../../nbs/attacks/disguide.ipynb #b10ed1d0
 class SeveralClones(GeneratorAttack):
@@ -101,7 +101,7 @@ class SeveralClones(GeneratorAttack):
         logits = torch.stack([member(made) for member in self.clone.eval().members])
         loss = self.aim(logits)
         move_only(self.generator, self.generator_optimizer, loss)
-        return loss.item()
+        return loss.detach()
 
     def learn(self, oracle):
         "The batches that are asked, then old ones."

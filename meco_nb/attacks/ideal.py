@@ -106,13 +106,14 @@ def invent(
     z = torch.randn(count, generator.latent, generator=random).to(device)
     aims = wanted_classes(count, attack.classes(), None if attack.balanced else random).to(device)
     optimizer = torch.optim.Adam(generator.parameters(), attack.generator_lr, attack.betas)
-    best, smallest = None, float('inf')
+    best, smallest = torch.zeros((), device=device), torch.full((), float('inf'), device=device)
     for _ in range(attack.moves):
         images = generator(z)
         seen = augment(images, random, attack.padding()) if attack.augmented else images
         loss = aimed_loss(attack.clone(seen), seen, aims, *attack.weights)
-        if best is None or loss.item() < smallest:
-            best, smallest = images.detach(), loss.item()
+        better = ~(loss.detach() >= smallest)
+        best = torch.where(better, images.detach(), best)
+        smallest = torch.where(better, loss.detach(), smallest)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -155,7 +156,7 @@ def study(
         attack.clone_optimizer.zero_grad()
         value.backward()
         attack.clone_optimizer.step()
-        values.append(value.item())
+        values.append(value.detach())
     return sum(values) / len(values)
 
 # %% ../../nbs/attacks/ideal.ipynb #b556bf52
