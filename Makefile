@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 WIDGETS := --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_all_outputs_tags widget
 NOTEBOOKS := $(patsubst nbs/%.ipynb,%,$(wildcard nbs/*.ipynb nbs/attacks/*.ipynb nbs/defenses/*.ipynb))
 
-.PHONY: demo test soak lint export refresh docs docs-check lab clean
+.PHONY: demo test soak gpu lint export refresh docs docs-check lab clean
 
 demo: $(VENV)/ready
 	@rm -rf runs/demo && mkdir -p runs
@@ -23,6 +23,12 @@ test: lint
 # The border at length, about an hour on two cores: a short form of it is part of make test.
 soak: $(VENV)/ready
 	MECO_PROGRESS=0 $(BIN)/python tests/soak.py
+
+# On a machine with a CUDA device: that it computes the same there, and how fast; kept in results/bench-DEVICE.json.
+gpu: $(VENV)/ready
+	@$(BIN)/python -c "import torch; assert torch.cuda.is_available()" 2>/dev/null || { echo "make gpu needs a CUDA device, and PyTorch sees none" >&2; exit 1; }
+	$(BIN)/python -m pytest -q -m gpu tests/test_gpu.py
+	$(BIN)/python -c "from meco_nb.paper_size import main; main()"
 
 # Format and rules of the notebooks, the tests and the package's hand-written files: the rest of it is exported.
 LINTED := nbs tests setup.py meco_nb/__init__.py meco_nb/attacks/__init__.py meco_nb/defenses/__init__.py

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WAYS', 'BENCHMARKS', 'svgd_by_particle', 'bench_svgd', 'apart', 'straightforward_loss', 'separate_loss',
-           'one_gradient_loss', 'bench_training', 'PlainGenerator', 'centred', 'disagreement_at', 'plain_dfme_step',
-           'plain_clone_step', 'bench_dfme', 'made', 'plain_disguide_step', 'bench_disguide', 'grid_of', 'bench_grid',
-           'main', 'bench_table']
+           'one_gradient_loss', 'bench_training', 'PlainGenerator', 'centred', 'disagreement_at', 'latents',
+           'plain_dfme_step', 'plain_clone_step', 'built', 'dfme_ways', 'bench_dfme', 'made', 'plain_disguide_step',
+           'disguide_ways', 'bench_disguide', 'grid_of', 'bench_grid', 'main', 'bench_table']
 
 # %% ../nbs/08_performance.ipynb #a70c3de7
 #| code-fold: true
@@ -161,6 +161,11 @@ def disagreement_at(v, victim, clone):
     images = to_image(v)
     return -(centred(victim(images).softmax(-1)) - clone(images)).abs().mean(-1)
 
+# %% ../nbs/08_performance.ipynb #f326ef5c
+def latents(generator, count):
+    "Latents (count, generator.latent), where the generator is."
+    return torch.randn(count, generator.latent, device=next(generator.parameters()).device)
+
 # %% ../nbs/08_performance.ipynb #b930919f
 def plain_dfme_step(
     victim,  # gives logits
@@ -172,7 +177,7 @@ def plain_dfme_step(
 ):
     "One iteration of DFME, straightforward: n_G = 1, m = 1, n_C = 5, l1 on logits."
     clone.eval()
-    v = generator.pre_image(torch.randn(batch_size, generator.latent))
+    v = generator.pre_image(latents(generator, batch_size))
     u = F.normalize(torch.randn_like(v).flatten(1)).view_as(v)
     with torch.no_grad():
         there, here = (disagreement_at(x, victim, clone) for x in (v + delta * u, v))
@@ -187,12 +192,36 @@ def plain_dfme_step(
 # %% ../nbs/08_performance.ipynb #2fac9b42
 def plain_clone_step(victim, clone, generator, optimizer, batch_size):
     "One of the five steps of the clone."
-    images = generator(torch.randn(batch_size, generator.latent)).detach()
+    images = generator(latents(generator, batch_size)).detach()
     with torch.no_grad():
         answers = centred(victim(images).softmax(-1))
     optimizer.zero_grad()
     (answers - clone(images)).abs().mean().backward()
     optimizer.step()
+
+# %% ../nbs/08_performance.ipynb #bc2661fb
+def built(
+    names,  # of the victim's and the clone's architecture
+    shape,  # of the images
+    device='cpu',
+):  # the victim and three clones, the first two alike; all in eval mode
+    "Networks for a comparison."
+    problem, kinds = SimpleNamespace(shape=shape, num_classes=10), (names[0], *3 * names[1:])
+    models = [build_model(n, problem, seed=s) for n, s in zip(kinds, (0, 1, 1, 2), strict=True)]
+    return [model.eval().to(device) for model in models]
+
+# %% ../nbs/08_performance.ipynb #7ecdda39
+def dfme_ways(names, shape, batch_size, width, device='cpu'):
+    "One iteration of DFME, straightforward and ours: functions that take it."
+    victim, clone, same, _ = built(names, shape, device)
+    plain, oracle = PlainGenerator(shape, width=width).to(device), Oracle(Undefended(victim), 10**9)
+    attack = DFME(same, shape, batch_size=batch_size, width=width)
+    adam = torch.optim.Adam(plain.parameters(), 1e-4)
+    sgd = torch.optim.SGD(clone.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
+    return {
+        'straightforward': lambda: plain_dfme_step(victim, clone, plain, (adam, sgd), batch_size),
+        'ours': lambda: attack.step(oracle),
+    }
 
 # %% ../nbs/08_performance.ipynb #5f134e2d
 def bench_dfme(
@@ -202,20 +231,11 @@ def bench_dfme(
     width=64,  # of both generators
 ):
     "Ratios of one iteration of ours to a straightforward one, and of its parts."
-    problem = SimpleNamespace(shape=shape, num_classes=10)
-    victim, *clones = (build_model('lenet5', problem, seed=seed).eval() for seed in (0, 1, 1))
-    plain, oracle = PlainGenerator(shape, width=width), Oracle(Undefended(victim), 10**9)
-    attack = DFME(clones[1], batch_size=batch_size, width=width)
-    adam = torch.optim.Adam(plain.parameters(), 1e-4)
-    sgd = torch.optim.SGD(clones[0].parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
-    images = torch.rand(7 * batch_size, *shape)
-    ways = {
-        'straightforward': lambda: plain_dfme_step(
-            victim, clones[0], plain, (adam, sgd), batch_size
-        ),
-        'ours': lambda: attack.step(oracle),
-        'of which generating images': lambda: made(attack.generator, 6, batch_size),
-        'of which victim and clone, forward': lambda: (victim(images), clones[0](images)),
+    victim, clone, *_ = built(('lenet5', 'lenet5'), shape)
+    images, generator = torch.rand(7 * batch_size, *shape), Generator(shape, width=width)
+    ways = dfme_ways(('lenet5', 'lenet5'), shape, batch_size, width) | {
+        'of which generating images': lambda: made(generator, 6, batch_size),
+        'of which victim and clone, forward': lambda: (victim(images), clone(images)),
     }
     return ratios(in_turn(ways, rounds))
 
@@ -224,7 +244,7 @@ def bench_dfme(
 def made(generator, batches, batch_size):
     "Some batches of a generator's images."
     for _ in range(batches):
-        generator(torch.randn(batch_size, generator.latent))
+        generator(latents(generator, batch_size))
 
 # %% ../nbs/08_performance.ipynb #adf29047
 def plain_disguide_step(
@@ -236,12 +256,12 @@ def plain_disguide_step(
     batch_size=256,
 ):
     "One iteration of DisGUIDE, straightforward: n_G = 1, n_C = 1, three old batches, soft labels."
-    images = generator(torch.randn(batch_size, generator.latent))
+    images = generator(latents(generator, batch_size))
     loss = spread_loss(torch.stack([clone.eval()(images) for clone in clones]))
     optimizers[0].zero_grad()
     loss.backward()
     optimizers[0].step()
-    fresh = generator(torch.randn(batch_size, generator.latent)).detach()
+    fresh = generator(latents(generator, batch_size)).detach()
     with torch.no_grad():
         replay.append((fresh, centred(victim(fresh).softmax(-1))))
     for images, answers in [replay[-1], *(replay[i] for i in torch.randint(len(replay), (3,)))]:
@@ -249,6 +269,23 @@ def plain_disguide_step(
         optimizers[1].zero_grad()
         sum(distances).backward()
         optimizers[1].step()
+
+# %% ../nbs/08_performance.ipynb #16f07b72
+def disguide_ways(names, shape, batch_size, width, device='cpu'):
+    "One iteration of DisGUIDE, straightforward and ours: functions that take it."
+    victim, first, same, second = built(names, shape, device)
+    plain, oracle = PlainGenerator(shape, width=width).to(device), Oracle(Undefended(victim), 10**9)
+    attack = DisGUIDE(same, shape, batch_size=batch_size, width=width)
+    pair = torch.nn.ModuleList([first, second])
+    adam = torch.optim.Adam(plain.parameters(), 1e-4)
+    sgd = torch.optim.SGD(pair.parameters(), 0.03, momentum=0.9, weight_decay=5e-4)
+    both, replay = (adam, sgd), []
+    return {
+        'straightforward': lambda: plain_disguide_step(
+            victim, pair, plain, both, replay, batch_size
+        ),
+        'ours': lambda: attack.step(oracle),
+    }
 
 # %% ../nbs/08_performance.ipynb #d22b5f2c
 def bench_disguide(
@@ -258,20 +295,7 @@ def bench_disguide(
     width=64,  # of both generators
 ):
     "Ratios of one iteration of ours to a straightforward one."
-    problem = SimpleNamespace(shape=shape, num_classes=10)
-    victim, *clones = (build_model('lenet5', problem, seed=seed).eval() for seed in range(3))
-    plain, oracle = PlainGenerator(shape, width=width), Oracle(Undefended(victim), 10**9)
-    attack = DisGUIDE(clones[1], batch_size=batch_size, width=width)
-    pair = torch.nn.ModuleList([build_model('lenet5', problem, seed=seed) for seed in (1, 2)])
-    adam = torch.optim.Adam(plain.parameters(), 1e-4)
-    sgd = torch.optim.SGD(pair.parameters(), 0.03, momentum=0.9, weight_decay=5e-4)
-    replay, both = [], (adam, sgd)
-    ways = {
-        'straightforward': lambda: plain_disguide_step(
-            victim, pair, plain, both, replay, batch_size
-        ),
-        'ours': lambda: attack.step(oracle),
-    }
+    ways = disguide_ways(('lenet5', 'lenet5'), shape, batch_size, width)
     return ratios(in_turn(ways, rounds))
 
 # %% ../nbs/08_performance.ipynb #94ad74e3
