@@ -74,7 +74,7 @@ def measured(work, bound, rounds=5):
         torch.cuda.reset_peak_memory_stats()
     seconds = sorted(seconds_of(work) for _ in range(rounds))[rounds // 2]
     megabytes = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else None
-    operations = counted(work)['Global']
+    operations = counted(work, named=False)['Global']
     share = operations / seconds / bound
     return dict(seconds=seconds, operations=operations, share=share, megabytes=megabytes)
 
