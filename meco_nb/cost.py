@@ -21,12 +21,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .data import load_data
 from .experiment import Scene, attackers_images, build_defense, run, try_out
-from .models import build_model
-from .oracle import Undefended
+from .models import build_model, default_device
+from .oracle import Undefended, answers_to
 from .records import made_by, markdown, project_path
 from .relearn import Relearning, with_answers
 from .settings import resolve
-from .theft import assemble, in_service, one_thread, steps_of
+from .theft import assemble, in_service, new_clone, one_thread, steps_of
 from .training import fit, load_json, predict, save_json
 
 # %% ../nbs/08c_cost.ipynb #c2028c0b
@@ -118,7 +118,8 @@ def victim_stage(s, data):
     epochs = settings.pop('epochs')
 
     def train(some, epochs):
-        fit(build_model(s.victim, data, seed=s.seed), some, epochs=epochs, **settings)
+        victim = build_model(s.victim, data, seed=s.seed).to(default_device())
+        fit(victim, some, epochs=epochs, **settings)
 
     return training_stage(train, data, epochs, settings.get('batch_size', 64))
 
@@ -172,8 +173,8 @@ def relearning_stage(s, scene):
 
     def work(count):
         images = torch.rand(count, *scene.data.shape)
-        bought = with_answers(images, Undefended(scene.victim)(images).detach())
-        clone = build_model(s.clone, scene.data, seed=s.seed + 1, **s.clone_settings)
+        bought = with_answers(images, answers_to(Undefended(scene.victim), images))
+        clone = new_clone(s, scene.data).to(default_device())
         again = Relearning(clone, bought, 1, s.seed)
         return lambda: deque(again.run(), maxlen=0)
 
@@ -183,7 +184,7 @@ def relearning_stage(s, scene):
 # %% ../nbs/08c_cost.ipynb #fcc6d581
 def judging_stage(s, scene):
     "Judging clone and defense on the test set."
-    clone = build_model(s.clone, scene.data, seed=s.seed + 1, **s.clone_settings)
+    clone = new_clone(s, scene.data).to(default_device())
     defense, images = in_service(scene.defense, s.seed), torch.rand(512, *scene.data.shape)
     looks = {clone: 20 + 2 + bool(s.relearn), defense: 2, scene.victim: 3}
 
@@ -196,7 +197,7 @@ def judging_stage(s, scene):
 # %% ../nbs/08c_cost.ipynb #5778bc77
 def by_network(flops, budget, scene):
     "The operations of a theft, by who does them: what is not answering or generating is the clone."
-    images = torch.rand(16, *scene.data.shape)
+    images = torch.rand(16, *scene.data.shape, device=default_device())
 
     def answering(model):
         model(images)  # what kind of answers a model gives is found out by its first ones
@@ -255,7 +256,7 @@ def cost(
     data = load_data(s.dataset)
     try_out(s, data)
     with one_thread(), torch.random.fork_rng():
-        victim = build_model(s.victim, data, seed=s.seed).eval()
+        victim = build_model(s.victim, data, seed=s.seed).to(default_device()).eval()
         scene = Scene(data, victim, build_defense(s, victim)[0])
         stages = {
             'victim': victim_stage(s, data),

@@ -23,7 +23,7 @@ from .alone import own_images
 from .choice import judge
 from .data import Data, load_data
 from .methods import ATTACKS, DEFENSES, AttackCard, DefenseCard, card_of, settings_of
-from .models import build_model
+from .models import build_model, default_device
 from .oracle import Undefended, answers_to
 from .records import Record, made_by, read_record, save_record, weights_digest
 from meco_nb.settings import (
@@ -92,10 +92,9 @@ def victim_facts(s):
 # %% ../nbs/05_attacks.ipynb #a33a2bdd
 def trained_victim(s, data, shelf):
     "The victim of an experiment."
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
 
     def build():
-        return build_model(s.victim, data, seed=s.seed).to(device)
+        return build_model(s.victim, data, seed=s.seed).to(default_device())
 
     def learn(model, checkpoint):
         fit(model, data, seed=s.seed, checkpoint=checkpoint, **s.victim_settings)

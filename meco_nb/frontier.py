@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DISTANCES', 'LINES', 'SIZES', 'BUYERS', 'OFF', 'DEFENDED', 'ROWS', 'PRICES', 'ANSWERS', 'TRAINED', 'of_line',
-           'of_reading', 'relearned', 'points', 'cost', 'all_points', 'affordable', 'at_prices', 'draw_lines',
+           'of_reading', 'relearned', 'points', 'paid', 'all_points', 'affordable', 'at_prices', 'draw_lines',
            'frontier_figure', 'read_frontier']
 
 # %% ../nbs/06e_frontier.ipynb #129f80bb
@@ -95,11 +95,11 @@ def points(
                 continue
             best = max(rows, key=lambda thief: mean(relearned(rows[thief])))
             point = dict(strength=strength, thief=best, clones=relearned(rows[best]))
-            found.setdefault(name, []).append(point | cost(rows[best]))
+            found.setdefault(name, []).append(point | paid(rows[best]))
     return found
 
 # %% ../nbs/06e_frontier.ipynb #ca98e06a
-def cost(runs):
+def paid(runs):
     "What honest users pay, on the mean: accuracy, and the l1 to the original victim's answers."
     return {k: mean(r.utility[k] for r in runs) for k in ('accuracy', 'l1_original')}
 
@@ -167,8 +167,8 @@ def draw_lines(
             ax.errorbar([p['l1_original'] for p in ps], clones, halves, fmt=style, **look)
     whole = found['undefended'][0]['clones']
     ax.axhline(100 * mean(whole), c='grey', lw=0.8)
-    ax.set(xscale='symlog', xlim=(0, 2), ylim=(0, 100), xlabel='l1 to the original victim')
     ax.set_xscale('symlog', linthresh=0.01)
+    ax.set(xlim=(0, 2), ylim=(0, 100), xlabel='l1 to the original victim')
     ax.legend(fontsize=7, loc='lower left')
 
 # %% ../nbs/06e_frontier.ipynb #6ce3c74d

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LARGE', 'SMALL', 'BLOCKS', 'NETWORKS', 'MODELS', 'Normalize', 'Classifier', 'LeNet5', 'lenet5', 'lenet5_half',
            'resnet18_8x', 'resnet34_8x', 'mobilenet_v2', 'densenet121', 'googlenet', 'find_model', 'network_name',
-           'build_model', 'own_copy', 'reinitialised', 'MeanAnswer', 'to_image', 'Generator']
+           'build_model', 'default_device', 'own_copy', 'reinitialised', 'MeanAnswer', 'to_image', 'Generator']
 
 # %% ../nbs/00b_models.ipynb #be9f7e94
 #| code-fold: true
@@ -246,6 +246,11 @@ def build_model(
         name=name, shape=list(shape), num_classes=num_classes, settings=settings
     )
     return classifier
+
+# %% ../nbs/00b_models.ipynb #ac439609
+def default_device():
+    "Where networks are trained: the first GPU, or the CPU where there is none."
+    return 'cuda' if torch.cuda.is_available() else 'cpu'
 
 # %% ../nbs/00b_models.ipynb #6f6cca89
 def own_copy(

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 
 from .bench import dfme_ways, disguide_ways
 from .cost import counted, seconds_of
-from .defenses.meco import MeCo, meco_loss
-from .models import build_model
+from .defenses.meco import MeCoPlain, meco_loss
+from .models import build_model, default_device
 from .records import device_name, made_by, markdown, project_path
 from .training import load_json, make_optimizer, save_json
 
@@ -37,7 +37,7 @@ def training_ways(names, shape, batch_size, device):
     "A step of training the victim, and of training it with MeCo: functions that take it."
     problem = SimpleNamespace(shape=shape, num_classes=10)
     plain, defended = (build_model(names[0], problem, seed=0).to(device) for _ in range(2))
-    meco = MeCo(defended).to(device).train()
+    meco = MeCoPlain(defended).to(device).train()
     optimizers = [make_optimizer(m, 'sgd', 0.1, 5e-4, 100)[0] for m in (plain, meco)]
     images, labels = torch.rand(batch_size, *shape), torch.randint(10, (batch_size,))
     images, labels = images.to(device), labels.to(device)
@@ -125,7 +125,7 @@ def main(
     side=4096,  # of the matrices of the bound
 ):
     "Measure everything on this machine's GPU, or its CPU, and keep it."
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    device = default_device()
     bound, found = speed_of(device, side), {}
     for name, work in works(names, shape, batch_size, width, device).items():
         found[name] = measured(work, bound, rounds)

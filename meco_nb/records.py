@@ -165,15 +165,20 @@ def row_of(
         name=record.name,
     )
 
+# %% ../nbs/05d_records.ipynb #7b702d96
+def _plus_minus(values, half_width, digits):
+    "Mean of shares and what stands after ±, in per cent; the mean alone of a single value."
+    values = [100 * float(value) for value in values]
+    mean = f'{statistics.mean(values):.{digits}f}'
+    return mean if len(values) == 1 else f'{mean} ± {half_width(values):.{digits}f}'
+
 # %% ../nbs/05d_records.ipynb #7295cabd
 def spread(
     values,  # shares, one per seed
     digits=1,  # after the point
 ):  # str
     "Mean and standard deviation in per cent, e.g. '93.1 ± 0.8'."
-    values = [100 * float(value) for value in values]
-    mean = f'{statistics.mean(values):.{digits}f}'
-    return mean if len(values) == 1 else f'{mean} ± {statistics.stdev(values):.{digits}f}'
+    return _plus_minus(values, statistics.stdev, digits)
 
 # %% ../nbs/05d_records.ipynb #12f3d095
 def t_interval(
@@ -193,9 +198,7 @@ def interval(
     digits=1,  # after the point
 ):  # str
     "Mean and 95 % interval in per cent, e.g. '91.0 ± 2.5'; the mean alone of a single seed."
-    values = [100 * float(value) for value in values]
-    mean = f'{statistics.mean(values):.{digits}f}'
-    return mean if len(values) == 1 else f'{mean} ± {t_interval(values):.{digits}f}'
+    return _plus_minus(values, t_interval, digits)
 
 # %% ../nbs/05d_records.ipynb #34976d61
 def markdown(

@@ -5,11 +5,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 
 import pytest
 import soak
+import torch
 
-from meco_nb.experiment import run
+from meco_nb.cost import cost, counted, small_theft
+from meco_nb.data import load_data
+from meco_nb.experiment import Scene, run
+from meco_nb.models import build_model
+from meco_nb.oracle import Undefended
 from meco_nb.records import load_records
 from meco_nb.settings import resolve, run_name
 from meco_nb.training import save_state
@@ -113,3 +119,20 @@ def test_a_worker_ends_with_its_parent(end, tmp_path):
     assert workers and not soak.outlived(workers)
     if end == signal.SIGKILL:  # the other may come before there is anything to save
         assert list(tmp_path.glob('*.checkpoint'))
+
+
+def test_a_price_is_what_its_pieces_grow_to():
+    "Operations of the whole theft, counted, and of the victim's training, by hand."
+    given = dict(preset='digits', defense='undefended', attack='dfme', budget=40_000)
+    price, s = cost(**given, relearn=2), resolve(**given)
+    data = load_data('digits')
+    victim = build_model('lenet5', data, seed=0).eval()
+    scene = Scene(data, victim, Undefended(victim))
+    whole = counted(lambda: deque(small_theft(s, scene, s.budget), maxlen=0))['Global']
+    assert price.stages['theft'].flops['Global'] == pytest.approx(whole, rel=0.03)
+    assert sum(price.theft.values()) == pytest.approx(price.stages['theft'].flops['Global'])
+    image = counted(lambda: victim(torch.rand(1, 1, 8, 8)))['Global']
+    training = 3 * image * s.victim_settings['epochs'] * len(data.train)
+    assert price.stages['victim'].flops['Global'] == pytest.approx(training, rel=0.03)
+    assert set(price.stages) == {'victim', 'theft', 'relearning', 'judging'}  # nothing to defend
+    assert price.queries == 40_000 and price.kept == 40_000 * 4 * (64 + 10)

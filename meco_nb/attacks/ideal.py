@@ -106,12 +106,14 @@ def invent(
     z = torch.randn(count, generator.latent, generator=random).to(device)
     aims = wanted_classes(count, attack.classes(), None if attack.balanced else random).to(device)
     optimizer = torch.optim.Adam(generator.parameters(), attack.generator_lr, attack.betas)
-    best, smallest = torch.zeros((), device=device), torch.full((), float('inf'), device=device)
+    best = smallest = None
     for _ in range(attack.moves):
         images = generator(z)
         seen = augment(images, random, attack.padding()) if attack.augmented else images
         loss = aimed_loss(attack.clone(seen), seen, aims, *attack.weights)
-        better = ~(loss.detach() >= smallest)
+        if best is None:
+            best, smallest = images.detach(), loss.detach()
+        better = loss.detach() < smallest  # stays on the device
         best = torch.where(better, images.detach(), best)
         smallest = torch.where(better, loss.detach(), smallest)
         optimizer.zero_grad()
