@@ -18,7 +18,7 @@ from .attacks.base import Memory
 from .data import load_data
 from .images import distorted
 from .models import build_model
-from .records import markdown, project_path, spread
+from .records import interval, markdown, project_path
 from .relearn import Relearning
 from .settings import resolve
 from .training import load_json, predict, save_json, scores
@@ -115,4 +115,4 @@ def alone_line(
     found = stored_curve(preset).get(str(count))
     if not found:
         return f'A thief without a victim was not measured for {preset}.'
-    return f'A thief without a victim ({count} real images, no query): {spread(found)} %.'
+    return f'A thief without a victim ({count} real images, no query): {interval(found)} %.'

@@ -6,7 +6,7 @@
 __all__ = ['ATTACK_ROWS', 'THIEF_ROWS', 'BUDGETS', 'GROWING', 'STRENGTH_ROWS', 'AGAINST', 'DATA_FREE', 'GENERATOR_ROWS', 'LIARS',
            'SAME', 'KNOWING', 'FLAGGED', 'ENDED', 'STUDIES', 'knockoff', 'long', 'jbda', 'equal', 'grown', 'cheap',
            'swept', 'read_stored', 'best_clone', 'by_budget', 'by_counter', 'defenses_of', 'by_defense', 'ended',
-           'of_thefts', 'best_of', 'show_defenses', 'picture']
+           'of_thefts', 'best_of', 'show_defenses']
 
 # %% ../nbs/07a_side_by_side.ipynb #2c8bcdb4
 #| code-fold: true
@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 
 from .drawing import use_style
 from .methods import DEFENSES
-from .records import crossed, frame, markdown, project_path, spread
+from .records import crossed, frame, interval, markdown, project_path
 from .studies import read_study
 
 # %% ../nbs/07a_side_by_side.ipynb #7e029206
@@ -187,11 +187,11 @@ def read_stored(
 # %% ../nbs/07a_side_by_side.ipynb #1a42c17a
 def best_clone(
     runs,  # list of Records, one per seed
-):  # str, mean and deviation in per cent
+):  # str, mean and 95 % interval in per cent
     "The attack's own clone or the relearned one, whichever is better on the mean."
     own = [record.clone['accuracy'] for record in runs]
     again = [r.others['relearned']['accuracy'] for r in runs if 'relearned' in r.others]
-    return spread(max(own, again, key=sum))
+    return interval(max(own, again, key=sum))
 
 # %% ../nbs/07a_side_by_side.ipynb #9e365096
 def by_budget(
@@ -212,7 +212,7 @@ def by_counter(
     cells = []
     for row, runs in records.items():
         defense, thief = row.split(' | ')
-        again = spread(record.others['relearned']['accuracy'] for record in runs)
+        again = interval(record.others['relearned']['accuracy'] for record in runs)
         cells.append((thief, defense, again))
     return crossed('thief', cells)
 
@@ -250,17 +250,17 @@ def of_thefts(
 ):  # str, a cell
     "The clones of the thefts that were not ended, and how many were."
     through, count = runs[~ended(runs)], int(ended(runs).sum())
-    clones = spread(through.clone_accuracy) if len(through) else 'no clone'
+    clones = interval(through.clone_accuracy) if len(through) else 'no clone'
     return f'{clones} ({count} of {len(runs)} ended)' if count else clones
 
 # %% ../nbs/07a_side_by_side.ipynb #9d77080a
 def _defense_line(name, runs):
     one = runs[runs.thief == runs.thief.iloc[0]]  # the price is the same in all of them
-    line = {'defense': name, 'seeds': f'{len(one)}', 'accuracy %': spread(one.accuracy)}
+    line = {'defense': name, 'seeds': f'{len(one)}', 'accuracy %': interval(one.accuracy)}
     line |= {'l1, own': f'{one.l1_own.mean():.2f}', 'l1, original': f'{one.l1_original.mean():.2f}'}
     for thief, theirs in runs.groupby('thief', sort=False):
         line[thief] = of_thefts(theirs)
-    return line | {'renamed, largest': spread([best_of(runs, AGAINST)])}
+    return line | {'renamed, largest': f'{100 * best_of(runs, AGAINST):.1f}'}
 
 # %% ../nbs/07a_side_by_side.ipynb #b007a1b2
 def best_of(
@@ -290,11 +290,3 @@ def show_defenses(
     ax.set_xlabel('accuracy of the best clone, % (right: what honest users get)')
     ax.legend(loc='lower left')
     return ax
-
-# %% ../nbs/07a_side_by_side.ipynb #3eba1a4c
-def picture(path='results/defenses-digits.png', preset='digits'):
-    "The picture of the README, from the stored study."
-    use_style()
-    figure = show_defenses(read_stored('defenses', preset)).figure
-    figure.savefig(project_path(path), dpi=100)
-    plt.close(figure)

@@ -13,7 +13,7 @@ from statistics import mean
 
 from .comparison import best_clone
 from .data import hold_out, load_data
-from .records import crossed, markdown, project_path, spread
+from .records import crossed, interval, markdown, project_path
 from .studies import read_study
 
 # %% ../nbs/06d_readings.ipynb #4af90640
@@ -87,7 +87,7 @@ def price(runs):
     "What honest users pay for a reading: cells of a table."
     return {
         'seeds': f'{len(runs)}',
-        'victim %': spread(r.utility['accuracy'] for r in runs),
+        'victim %': interval(r.utility['accuracy'] for r in runs),
         'l1, own': f"{mean(r.utility['l1_own'] for r in runs):.3f}",
         'l1, original': f"{mean(r.utility['l1_original'] for r in runs):.3f}",
     }
@@ -100,7 +100,7 @@ def choices(
     lines = []
     for name, runs in records.items():
         fair = 'yes' if allowed(runs, records['undefended']) else 'no'
-        clone = spread(r.clone['accuracy'] for r in runs)
+        clone = interval(r.clone['accuracy'] for r in runs)
         lines.append({'reading': name} | price(runs) | {'clone %': clone, 'allowed': fair})
     return markdown(lines)
 
