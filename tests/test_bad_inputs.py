@@ -604,6 +604,13 @@ KINDS = [  # of settings, and what they refuse
             ('3', 3, 'must be a'),
         ],
     ),
+    (
+        tuple[SourceName, ...],
+        [
+            ("['nope']", ['nope'], "unknown source of images 'nope'"),
+            ('3', 3, 'must be a valid tuple'),
+        ],
+    ),
     (Key, [("b''", b'', 'must have at least 1 byte'), ('3', 3, 'must be a valid bytes')]),
     (list, [('3', 3, 'must be a valid list'), ("'lenet5'", 'lenet5', 'must be a valid list')]),
     (tuple, [('8', 8, 'must be three whole numbers'), ("'1x8x8'", '1x8x8', 'must be three whole')]),
