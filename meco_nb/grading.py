@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['INVENTED', 'ADAPTIVE', 'DATA_FREE', 'WITH_REAL_IMAGES', 'EVERY', 'STRONGEST', 'SHORT', 'knockoff', 'dfme', 'row_of',
            'named', 'given_clone', 'seconds_of', 'expected_seconds', 'announce', 'graded_settings', 'grade',
-           'evaluators_oracle', 'test_digest', 'identity', 'differing', 'Evaluation', 'asked_test_set', 'evaluation',
-           'check_same', 'kept', 'check_graded', 'best', 'stored_at', 'attempts', 'attempt', 'without_victim',
-           'second_half', 'needs_real', 'grade_line', 'remarks', 'Grade', 'rows_on', 'store_rows', 'set_line']
+           'carried_out', 'evaluators_oracle', 'test_digest', 'identity', 'differing', 'Evaluation', 'asked_test_set',
+           'evaluation', 'check_same', 'kept', 'check_graded', 'best', 'stored_at', 'attempts', 'attempt',
+           'without_victim', 'second_half', 'needs_real', 'grade_line', 'remarks', 'Grade', 'rows_on', 'store_rows',
+           'set_line', 'entered']
 
 # %% ../nbs/07_grade.ipynb #bae632fb
 #| code-fold: true
@@ -25,7 +26,9 @@ from torch import nn
 
 from .alone import alone
 from .data import batches, check_data, load_data
+from .evidence import THIEVES, WITH_REAL
 from .experiment import attackers_images, conduct, prepare, try_attack
+from .leaderboard import check_open, enter
 from meco_nb.methods import (
     ATTACKS,
     DEFENSES,
@@ -206,17 +209,26 @@ def grade(
     clone: str | Asked | None = None,  # one of MODELS, nn.Module, or function (shape, classes)
     seed: Seed = 0,
     report: Asked | None = None,  # function (name, Record), called after each attack
+    entry: Folder | None = None,  # JSON file of the leaderboard that this seed is added to
 ):  # Grade: records by name, the strongest clone first
     "What the strongest attacks steal from a defended model."
+    if entry:
+        return entered(defense, data, Path(entry), seed, clone, report)
     names = list(STRONGEST) if rows is None else rows
-    budget, given = budget or (5_000 if quick else 100_000), None if named(clone) else clone
+    budget = budget or (5_000 if quick else 100_000)
     check_graded(data, names, out)
     plan = {n: graded_settings(row_of(n, quick), data, budget, seed, clone) for n in names}
+    return carried_out(plan, defense, data, seed, out, clone, report)
+
+# %% ../nbs/07_grade.ipynb #06f5a3a7
+def carried_out(plan, defense, data, seed, out, clone, report):
+    "A grade by a plan: name of the attack -> Settings."
+    given, out = None if named(clone) else clone, out and Path(out)
     for s in plan.values():
         try_attack(s, data, Undefended(Ignorant(data.num_classes)), given)
     with one_thread():
-        known = evaluation(defense, data, seed, out and Path(out))
-        known.alone = without_victim(plan, data, given, known, out and Path(out))
+        known = evaluation(defense, data, seed, out)
+        known.alone = without_victim(plan, data, given, known, out)
         announce(plan, data, given, known, out)
         return Grade(*attempts(plan, defense, data, known, out, given, report), known)
 
@@ -408,7 +420,7 @@ def second_half(record):
 # %% ../nbs/07_grade.ipynb #9979aa53
 def needs_real(name):
     "Whether a row needs real images."
-    return name in WITH_REAL_IMAGES
+    return name in WITH_REAL_IMAGES or name in WITH_REAL
 
 # %% ../nbs/07_grade.ipynb #5c08c662
 def grade_line(name, record, seconds):
@@ -516,3 +528,19 @@ def set_line(
         'best of all': f'{found[every]:.1%}, {every}',
         'points lost': f'{100 * (found[every] - found[inside]):.1f}',
     }
+
+# %% ../nbs/07_grade.ipynb #ebc536fe
+def entered(defense, data, path, seed, clone=None, report=None):
+    "A grade by the thieves of the evidence, added to an entry of the leaderboard."
+    settings = made_with(defense)['settings'] if isinstance(defense, nn.Module) else {}
+    check_open(path, seed, settings)
+    out = path.with_suffix('') / f'seed{seed}'
+    check_graded(data, THIEVES, out)
+    plan = {n: graded_settings(r, data, r['budget'], seed, clone) for n, r in THIEVES.items()}
+    graded = carried_out(plan, defense, data, seed, out, clone, report)
+    if graded.failed:
+        raise RuntimeError(f'{path} was not written, for thefts failed: {graded.failed}')
+    records = {thief: graded[thief] for thief in THIEVES}
+    files = {thief: out / f'{record.name}.json' for thief, record in records.items()}
+    enter(path, records, files, data.name, settings, graded.evaluation.alone)
+    return graded

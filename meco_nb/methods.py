@@ -251,6 +251,7 @@ class DefenseCard(Card):
     family: typing.Literal[FAMILIES]  # where it acts
     retrains: bool = False  # whether `fit` trains a victim of its own
     knob: str | None = None  # the attribute that says how strongly it acts
+    ours: str = ''  # what in it is a reconstruction or departs from its source
 
 # %% ../nbs/00e_methods.ipynb #8ba5e628
 def card_of(

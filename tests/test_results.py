@@ -1,20 +1,25 @@
 "The stored studies are what the pages show."
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from meco_nb.ablations import ROWS
+from meco_nb.claims import MIMIC_ROWS, in_short, with_findings
 from meco_nb.comparison import read_stored
+from meco_nb.evidence import ROWS as EVIDENCE
 from meco_nb.frontier import ROWS as FRONTIER
 from meco_nb.readings import BASES, STUDIED
 from meco_nb.records import read_record
 from meco_nb.studies import read_study
 from meco_nb.utility import is_stale, read_table
 
-RESULTS = Path(__file__).parent.parent / 'results'
-STORED = sorted(path for path in RESULTS.iterdir() if path.is_dir())
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / 'results'
+STORED = sorted(path for path in RESULTS.glob('*-*') if path.is_dir())
+HELD_BACK = dict(frontier=FRONTIER, evidence=EVIDENCE, mimic=MIMIC_ROWS)
 
 
 def stored(folder):
@@ -25,8 +30,8 @@ def stored(folder):
         records = read_study(ROWS, folder, preset=preset, budget=budget)
     elif study in BASES:
         records = read_study(STUDIED[study], folder, **BASES[study])
-    elif study == 'frontier':
-        records = read_study(FRONTIER, folder, preset=preset, held_back=0.02)
+    elif study in HELD_BACK:
+        records = read_study(HELD_BACK[study], folder, preset=preset, held_back=0.02)
     else:
         records = read_stored(study, preset, RESULTS)
     return [record for rs in records.values() for record in rs]
@@ -56,3 +61,15 @@ def test_a_record_holds_no_path_of_the_machine_that_made_it():
     for path in RESULTS.glob('*-*/*.json'):
         read_record(path)
         assert not re.search(r'"/\w+/', path.read_text()), path  # an absolute path
+
+
+def test_readme_and_index_say_what_the_records_say():
+    readme = (ROOT / 'README.md').read_text()
+    assert readme == with_findings(readme) and in_short() in readme
+    cells = json.loads((ROOT / 'nbs' / 'index.ipynb').read_text())['cells']
+    shown = [
+        ''.join(o.get('data', {}).get('text/markdown', ''))
+        for c in cells
+        for o in c.get('outputs', [])
+    ]
+    assert in_short('') in shown, 'run make refresh NOTEBOOKS=index'

@@ -75,6 +75,7 @@ class AdaptiveMisinformation(nn.Module):
         name='adaptive_misinformation',
         title='Adaptive misinformation',
         about='doubtful questions are answered by a classifier trained to be wrong',
+        ours='the foreign images that it learns from are synthetic',
         cite=('Kariyappa2020',),
         family='detection',
         retrains=True,

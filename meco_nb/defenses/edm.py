@@ -182,6 +182,7 @@ class EDM(nn.Module):
         cite=('Kariyappa2021EDM',),
         retrains=True,
         about='members that disagree on foreign images; a hash of the image decides who answers',
+        ours='the weight of diversity, synthetic foreign images and the anchors of the hash',
         presets=dict(
             digits=dict(epochs=20, lr=5e-3),
             fashion_mnist16=dict(epochs=3, lr=2e-3, batch_size=128),

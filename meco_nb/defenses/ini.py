@@ -150,6 +150,7 @@ class InI(nn.Module):
         name='ini',
         title='InI',
         about='a victim trained so that learning from its answers leads nowhere',
+        ours="the divergence's direction is an attacker's, and the foreign images are synthetic",
         cite=('Guo2023',),
         family='training',
         retrains=True,

@@ -231,6 +231,7 @@ class MeCoPlain(nn.Module):
         cite=('Wang2023',),
         retrains=True,
         about='Algorithm 1 with a learned perturbation of fixed size and the corrected sign',
+        ours="the perturbation's size, and the corrected sign of Eq. 11",
         knob='h.strength',
         small=dict(width=8, epochs=1),
         presets=PLAIN,
@@ -350,6 +351,7 @@ class MeCoReleased(MeCoPlain):
         family='query',
         cite=('Wang2023',),
         about='MeCo as its public code has it: random filters as augmentation and as perturbation',
+        ours="fine-tuned, served with the filters it was trained with, and for every query",
         retrains=True,
         knob='h.strength',
         small=dict(epochs=1),
@@ -462,6 +464,7 @@ class MeCo(MeCoPlain):
         cite=('Wang2023',),
         retrains=True,
         about='reconstructed: Algorithm 1 and a term of ours for the effect that its figures draw',
+        ours="a term for the effect that the paper's figures draw, and foreign images for it",
         knob='h.strength',
         small=dict(width=8, epochs=1),
         presets=dict(

@@ -59,6 +59,7 @@ class Misleader(nn.Module):
         family='ensemble',
         cite=('Misleader2025',),
         about='the mean of members that were trained to be hard to distil',
+        ours='both players in one step, a cap on the divergence; from public code, without a paper',
         retrains=True,
         presets=dict(
             digits=dict(models=['lenet5', 'lenet5', 'lenet5_half'], epochs=20, lr=5e-3),

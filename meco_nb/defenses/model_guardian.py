@@ -218,6 +218,7 @@ class ModelGuardian(nn.Module):
         name='model_guardian',
         title='Model-Guardian (reconstructed)',
         about='synthetic queries are detected and deceived, and access ends after too many',
+        ours='everything but the idea: from the abstract alone',
         cite=('Yang2025',),
         family='detection',
         knob='l1',
