@@ -9,6 +9,7 @@ here = Path(__file__).parent
 parser = ConfigParser(delimiters=['='])
 parser.read(here / 'settings.ini', encoding='utf-8')
 settings = parser['DEFAULT']
+EXTRAS = 'dev', 'cluster', 'serve', 'art'
 
 setup(
     name=settings['lib_name'],
@@ -24,5 +25,5 @@ setup(
     packages=find_packages(include=['meco_nb', 'meco_nb.*']),
     python_requires=f">={settings['min_python']}",
     install_requires=settings['requirements'].split(),
-    extras_require={name: settings[f'{name}_requirements'].split() for name in ('dev', 'cluster')},
+    extras_require={name: settings[f'{name}_requirements'].split() for name in EXTRAS},
 )
