@@ -475,7 +475,7 @@ def about_thieves():
     "Without data and with: two sentences."
     taken = by_what_they_take()
     without = (
-        f'The strongest thief without data, with 5,000 queries, ends with a clone of '
+        f'The strongest thief without data, with 5,000 queries (DFME 50,000), ends with a clone of '
         f"{best_on('undefended', DATA_FREE)} on the undefended victim. Less, by an interval that "
         f"excludes zero: {listed(taken['less'])}."
     )
@@ -499,9 +499,8 @@ def about_thieves():
 def about_drift():
     "What honest users pay on a bad day: a sentence."
     found = read_drift()
-    names = [
-        name for name in ('meco', 'adaptive_misinformation', 'white noise .2') if name in found
-    ]
+    known = ('meco', 'adaptive_misinformation', 'misdirection', 'white noise .2')
+    names = [name for name in known if name in found]
     paid = [
         f"{name} changes {interval(over_strengths(found[name], None, 'changed'))} % of the answers "
         f'and loses {interval(lost(found[name]))} points of accuracy'
@@ -526,7 +525,9 @@ def in_short(link='nbs/'):
     told += [(sentence, 'drift', '07d_drift') for sentence in about_drift()]
     told += [(sentence, 'every claim', '07_claims') for sentence in about_claims()]
     lines = [f'* {sentence} ([{name}]({link}{page}.ipynb))' for sentence, name, page in told]
-    return '\n'.join([f'On {SCALE}; ± is the 95 % interval of a mean over five seeds.', '', *lines])
+    few = [name for name, thefts in evidence().items() if len(thefts['DFME']) < 5]
+    seeds = 'five seeds' + (f" (fewer: {', '.join(few)})" if few else '')
+    return '\n'.join([f'On {SCALE}; ± is the 95 % interval of a mean over {seeds}.', '', *lines])
 
 # %% ../nbs/07_claims.ipynb #8763a12b2bbd4a93a75aff182afb95dc
 def with_findings(
