@@ -11,6 +11,7 @@ from meco_nb.claims import MIMIC_ROWS, in_short, with_findings
 from meco_nb.comparison import read_stored
 from meco_nb.evidence import ROWS as EVIDENCE
 from meco_nb.frontier import ROWS as FRONTIER
+from meco_nb.ours import ROWS as OURS
 from meco_nb.readings import BASES, STUDIED
 from meco_nb.records import read_record
 from meco_nb.studies import read_study
@@ -19,7 +20,7 @@ from meco_nb.utility import is_stale, read_table
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / 'results'
 STORED = sorted(path for path in RESULTS.glob('*-*') if path.is_dir())
-HELD_BACK = dict(frontier=FRONTIER, evidence=EVIDENCE, mimic=MIMIC_ROWS)
+HELD_BACK = dict(frontier=FRONTIER, evidence=EVIDENCE, mimic=MIMIC_ROWS, ours=OURS)
 
 
 def stored(folder):
