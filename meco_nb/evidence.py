@@ -219,8 +219,11 @@ def frontier(
 def picture(path='results/evidence-digits.png', preset='digits'):
     "The picture of the README, from the stored study."
     use_style()
-    figure = frontier(read_evidence(preset))
-    figure.suptitle('Handwritten digits of 8x8, five seeds, 95 % intervals', fontsize=9)
+    found = read_evidence(preset)
+    figure, seeds = frontier(found), {len(thefts['DFME']) for thefts in found.values()}
+    counts = ' to '.join(map(str, sorted({min(seeds), max(seeds)})))
+    title = f'Handwritten digits of 8x8, {counts} seeds, 95 % intervals'
+    figure.suptitle(title, fontsize=9)
     figure.savefig(project_path(path), dpi=110)
     plt.close(figure)
 
