@@ -45,7 +45,7 @@ from .utility import read_table
 VERDICTS = ('holds', 'holds in part', 'does not hold here', 'cannot be told here')
 HOLDS, PART, NOT, UNKNOWN = VERDICTS
 
-
+# %% ../nbs/07_claims.ipynb #1ea9665c
 def ruled(
     states,  # list: what the interval of each case allows to say, 'open' among it
     expected,  # what the claim says of each
@@ -55,7 +55,7 @@ def ruled(
         return HOLDS if set(states) == {expected} else PART
     return UNKNOWN if 'open' in states or not states else NOT
 
-
+# %% ../nbs/07_claims.ipynb #1e3dd4d3
 def verdict(
     cases,  # dict: name -> list of differences, one per seed
     expected,  # 'more', 'less' or 'equal': what the claim says of each
@@ -68,7 +68,7 @@ def verdict(
 evidence = cache(read_evidence)
 defenses = cache(lambda: read_stored('defenses', 'digits'))
 
-
+# %% ../nbs/07_claims.ipynb #00f86c5a
 @cache
 def ablations():
     "The study of MeCo's parts: row -> list of Records."
@@ -76,7 +76,7 @@ def ablations():
         ROWS, project_path('results/ablations-digits'), preset='digits', budget=100_000
     )
 
-
+# %% ../nbs/07_claims.ipynb #b9d4d6e0
 @cache
 def prices():
     "What each defense costs: its row of the utility table."
@@ -90,13 +90,13 @@ def printed(**where):
         rows = list(csv.DictReader(file))
     return [row for row in rows if all(row[k] == v for k, v in where.items())]
 
-
+# %% ../nbs/07_claims.ipynb #f5df3a05
 def value(**where):
     "The one printed number."
     (row,) = printed(**where)
     return float(row['mean'])
 
-
+# %% ../nbs/07_claims.ipynb #97de91dc
 def text_of(defense, metric):
     "A number from a paper's text or abstract, as it is printed."
     (row,) = printed(table='text', defense=defense, metric=metric)
@@ -113,10 +113,10 @@ class Finding:
     verdict: str  # one of VERDICTS
     records: str  # where they lie, under results/
 
-
+# %% ../nbs/07_claims.ipynb #79f24a1c
 CLAIMS = {}  # the sentence -> (source, function that gives its Finding)
 
-
+# %% ../nbs/07_claims.ipynb #64f005b6
 def claim(sentence, source):
     "Enter a function among the claims."
 
@@ -131,13 +131,13 @@ def told(cases):
     "Each case with its mean difference, interval, and what it allows to say."
     return '; '.join(f'{name} {gap(differences)}' for name, differences in cases.items())
 
-
+# %% ../nbs/07_claims.ipynb #db7bf60f
 def seeds(cases):
     "How many seeds the cases have, as text."
     counts = sorted({len(differences) for differences in cases.values()})
     return ' to '.join(str(n) for n in {counts[0]: 0, counts[-1]: 0}) if counts else 'no'
 
-
+# %% ../nbs/07_claims.ipynb #a85f052e
 def decided_by(cases, expected, said, thief, records, margin=MARGIN):
     "The finding about some cases."
     scale = f'{thief}, {seeds(cases)} seeds'
@@ -146,14 +146,14 @@ def decided_by(cases, expected, said, thief, records, margin=MARGIN):
 # %% ../nbs/07_claims.ipynb #038337c5
 READINGS = ('meco', 'meco_plain', 'meco_literal', 'meco_released')
 
-
+# %% ../nbs/07_claims.ipynb #9fc06c7b
 def against_undefended(thief, names=READINGS, whole=None):
     "What a thief got from some defenses, seed by seed beside the undefended victim."
     found = evidence()
     plain = found['undefended'][thief]
     return {n: paired(found[n][thief], plain, stolen) for n in names if n in found}
 
-
+# %% ../nbs/07_claims.ipynb #5c39753b
 def strongest_against(names, thieves=tuple(DATA_FREE)):
     "The strongest thief's clones of some defenses beside those of the undefended victim."
     found = evidence()
@@ -171,13 +171,13 @@ def fall(table, attack, before='undefended', after='MeCo', labels=None):
     )
     return f'{attack} {high:.1f} -> {low:.1f} % on CIFAR-10'
 
-
+# %% ../nbs/07_claims.ipynb #26999e2e
 @claim('MeCo takes much from DFME, with soft labels', 'Table 1')
 def soft_labels():
     cases = against_undefended('DFME')
     return decided_by(cases, 'less', fall('1', 'DFME'), 'DFME, 50,000 queries', 'evidence-digits')
 
-
+# %% ../nbs/07_claims.ipynb #3ab96d73
 @claim('MeCo takes from a thief who gets hard labels', 'Table 2')
 def hard_labels():
     cases, thief = against_undefended('Knockoff, hard labels'), 'Knockoff, 5,000 hard labels'
@@ -201,7 +201,7 @@ def prevents():
     )
     return decided_by(cases, 'less', said, 'the strongest thief without data', 'evidence-digits')
 
-
+# %% ../nbs/07_claims.ipynb #3552663e
 @claim('MeCo takes more than RandP, P-poison and GRAD', 'Tables 1 and 2')
 def more_than_others():
     found, rivals = evidence(), ('randp', 'p_poison', 'grad')
@@ -221,7 +221,7 @@ def with_data():
     thief = 'Knockoff on 100 distorted real images'
     return decided_by(cases, 'less', 'further reduces the clone', thief, 'evidence-digits')
 
-
+# %% ../nbs/07_claims.ipynb #d0664f5a
 @claim('A thief who perturbs his own queries gets less', 'Table 4')
 def adaptive():
     found, names = evidence(), ('meco', 'meco_plain')
@@ -229,7 +229,7 @@ def adaptive():
     said = fall('4', 'DFME', before='MeCo', after='MeCo, adaptive attack')
     return decided_by(cases, 'less', said, 'DFME, 50,000 queries', 'mimic-digits')
 
-
+# %% ../nbs/07_claims.ipynb #d4cc38ae
 @claim('Hard labels are worse for the thief than soft ones', 'Table 5')
 def hard_against_soft():
     found = evidence()
@@ -244,7 +244,7 @@ MIMIC_ROWS = {
     name: dict(defense=name, perturb='mimic') | AGAINST['DFME'] for name in ('meco', 'meco_plain')
 }
 
-
+# %% ../nbs/07_claims.ipynb #c3dc767d
 @cache
 def mimics():
     "The thefts of a DFME that perturbs its own queries: defense -> list of Records."
@@ -260,7 +260,7 @@ def printed_price(dataset):
     l1 = value(defense='MeCo', metric='output_l1', **where)
     return f'{before:.2f} -> {after:.2f} %, l1 {l1:g} on {dataset}'
 
-
+# %% ../nbs/07_claims.ipynb #cd6d765a
 def kept_within(cases, most):
     "The verdict on a loss of at most so much: where the intervals lie to that bound."
     states = []
@@ -270,7 +270,7 @@ def kept_within(cases, most):
         states.append('kept' if kept else 'lost' if lost else 'open')
     return ruled(states, 'kept')
 
-
+# %% ../nbs/07_claims.ipynb #31cc17c6
 @claim('It keeps the accuracy within a point, at a small l1', 'Table 3')
 def keeps_utility():
     found = evidence()
@@ -290,21 +290,21 @@ def utility_of_row(name, others):
     "Accuracy of the defended model of one ablation, seed by seed beside another's."
     return paired(ablations()[name], ablations()[others], lambda r: r.utility['accuracy'])
 
-
+# %% ../nbs/07_claims.ipynb #b2ae9483
 @claim('DRO keeps points of utility', 'section 5.5, Table 12')
 def dro():
     cases = {'with DRO against without': utility_of_row('meco_plain', 'DRO off')}
     low, high = (text_of('MeCo', f'dro_gain_points_{end}') for end in ('low', 'high'))
     return decided_by(cases, 'more', f'{low} to {high} points', 'meco_plain', 'ablations-digits')
 
-
+# %% ../nbs/07_claims.ipynb #571c5ccb
 @claim('Q = 2 steps of the search are best', 'section 5.5, Table 11')
 def best_q():
     cases = {f'Q = 2 against {q}': utility_of_row('meco_plain', f'Q = {q}') for q in (1, 4)}
     said = 'benign accuracy slightly lower for more'
     return decided_by(cases, 'more', said, 'meco_plain', 'ablations-digits')
 
-
+# %% ../nbs/07_claims.ipynb #56f8c0a7
 @claim('More gamma, more utility, less protection', 'section 5.5, Table 10')
 def gamma():
     def pair(value):
@@ -322,7 +322,7 @@ def last(record):
     "Accuracy of the last clone; records of this study are older than renaming."
     return record.clone['accuracy']
 
-
+# %% ../nbs/07_claims.ipynb #98781e22
 @claim('It protects over all budgets', 'Figure 5')
 def budgets():
     rows = {'100,000': ('meco_plain', 'undefended')}
@@ -333,7 +333,7 @@ def budgets():
     said, thief = 'substantially better throughout', 'DFME, and thieves of 5,000 and 50,000 queries'
     return decided_by(cases, 'less', said, thief, 'ablations-digits, evidence-digits')
 
-
+# %% ../nbs/07_claims.ipynb #2563833a
 @claim('It disturbs the zeroth-order gradient, and that is why it protects', 'sections 1 and 4')
 def gradient():
     rows = [ablations()[n] for n in ('undefended', 'undefended, untrained generator')]
@@ -357,7 +357,7 @@ def speed():
     scale = '256 images, LeNet-5; both with the closed forms of their page, not image by image'
     return Finding(f'{low}x to {high}x', text, scale, state, 'utility-digits.json')
 
-
+# %% ../nbs/07_claims.ipynb #331b4eda
 @claim('It needs little memory, and less than they do', 'section 5.5, Table 14')
 def memory():
     rows = prices()
@@ -368,7 +368,7 @@ def memory():
         'very memory efficient', text, 'beyond the victim, 256 images', state, 'utility-digits.json'
     )
 
-
+# %% ../nbs/07_claims.ipynb #45703fd6
 @claim('It hardly makes training more expensive', 'section 5.5, Table 15')
 def training():
     rows = prices()
@@ -390,7 +390,7 @@ def foreign():
     said = 'they need the distribution of the attack queries, which is unknown'
     return decided_by(cases, 'equal', said, 'the strongest thief without data', 'evidence-digits')
 
-
+# %% ../nbs/07_claims.ipynb #e802bdbf
 def reduced(name, most=None):
     "What each thief without data loses to a defense; `most` is what its paper says of the largest."
     cases = {thief: against_undefended(thief, [name]).get(name, []) for thief in DATA_FREE}
@@ -403,7 +403,7 @@ def reduced(name, most=None):
 def ini():
     return reduced('ini', text_of('InI', 'clone_accuracy_reduction_percent'))
 
-
+# %% ../nbs/07_claims.ipynb #a18fd2e1
 @claim('InI answers many times faster than others', 'InI, abstract')
 def ini_speed():
     rows = prices()
@@ -415,12 +415,12 @@ def ini_speed():
     state = HOLDS if best >= float(said) else PART if min(ratios.values()) > 1 else NOT
     return Finding(f'up to {said}x', text, '256 images, LeNet-5', state, 'utility-digits.json')
 
-
+# %% ../nbs/07_claims.ipynb #ba8f7914
 @claim('EDM takes much from the thief', 'EDM, abstract')
 def edm():
     return reduced('edm', text_of('EDM', 'clone_accuracy_reduction_percent'))
 
-
+# %% ../nbs/07_claims.ipynb #a366c39c
 @claim('Model-Guardian protects against all data-free thieves', 'Model-Guardian, abstract')
 def model_guardian():
     return reduced('model_guardian')
@@ -430,7 +430,7 @@ def findings():
     "Every claim that the stored studies speak about: sentence -> (source, Finding)."
     return {sentence: (source, measure()) for sentence, (source, measure) in CLAIMS.items()}
 
-
+# %% ../nbs/07_claims.ipynb #9738ba0d
 def verdicts():
     "All of them as a table in Markdown."
     lines = [
@@ -449,13 +449,13 @@ def verdicts():
 # %% ../nbs/07_claims.ipynb #acae54e37e7d407bbb7b55eff062a284
 SCALE = 'digits of 8x8, LeNet-5'
 
-
+# %% ../nbs/07_claims.ipynb #202c2528
 def best_on(name, thieves):
     "The clone of the strongest of some thieves, as text with its interval."
     found = evidence()[name]
     return f'{interval(map(stolen, found[strongest(found, thieves)]))} %'
 
-
+# %% ../nbs/07_claims.ipynb #280f0cdc
 def listed(names, thieves=tuple(DATA_FREE)):
     "Defenses with what their strongest thief has."
     return ', '.join(f'{name} {best_on(name, thieves)}' for name in names)
@@ -518,7 +518,7 @@ def about_claims():
     text = ', '.join(f'{counts.count(one)} {those}' for one, those in pairs)
     return [f'Of {len(counts)} claims of the papers, {text}.']
 
-
+# %% ../nbs/07_claims.ipynb #40fa6a23
 def in_short(link='nbs/'):
     "What was found, as a list in Markdown; `link`: the folder of the pages."
     told = [(sentence, 'the evidence', '07c_evidence') for sentence in about_thieves()]
@@ -546,12 +546,12 @@ OURS = {
     'MeCo': 'meco',
 }
 
-
+# %% ../nbs/07_claims.ipynb #3042f724
 def theirs(row):
     "A printed number with its deviation."
     return f"{row['mean']} ± {row['std']}" if row['std'] else row['mean']
 
-
+# %% ../nbs/07_claims.ipynb #27c70500
 def paper_table(table, attack, here):
     "Table 1 or 2: clone accuracy in per cent, paper beside measured."
     lines = {}
@@ -568,7 +568,7 @@ def by_thief(thief):
     "What a thief of the evidence got, by defense, as text."
     return lambda name: interval(map(stolen, evidence()[name][thief])) if name in evidence() else ''
 
-
+# %% ../nbs/07_claims.ipynb #dedb4d0d
 def in_defenses(attack):
     "What an attack of the study of defenses got, as text."
     found = defenses()

@@ -31,7 +31,7 @@ def turned(images, degrees):
     "Around the middle."
     return change.rotate(images, degrees, interpolation=change.InterpolationMode.BILINEAR)
 
-
+# %% ../nbs/07d_drift.ipynb #0850b608
 def shifted(images, share):
     "To the right and down, by a share of the side."
     way = [share * images.shape[-1], share * images.shape[-2]]
@@ -45,7 +45,7 @@ def blurred(images, share):
     reach = min(2 * int(3 * sigma) + 3, 2 * (images.shape[-1] // 2) - 1)  # an odd number of pixels
     return change.gaussian_blur(images, [reach, reach], [sigma, sigma])
 
-
+# %% ../nbs/07d_drift.ipynb #11508381
 def noised(images, deviation):
     "Gaussian noise on every pixel, always the same."
     random = torch.Generator().manual_seed(0)
@@ -56,7 +56,7 @@ def darkened(images, share):
     "A share of the light is taken away."
     return images * (1 - share)
 
-
+# %% ../nbs/07d_drift.ipynb #eea5e680
 def cut_off(images, share):
     "The right edge is missing."
     kept = images.clone()

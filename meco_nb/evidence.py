@@ -68,7 +68,7 @@ def shared(
     seeds = set.intersection(*({r.settings['seed'] for r in runs} for runs in thefts.values()))
     return {t: [r for r in runs if r.settings['seed'] in seeds] for t, runs in thefts.items()}
 
-
+# %% ../nbs/07c_evidence.ipynb #7d9a1488
 def read_evidence(
     preset='digits',
     results='results',  # folder of the stored studies
@@ -190,7 +190,7 @@ def point(ax, thefts, thieves, x=None, y=None, **look):
     ax.errorbar(**where, ms=4, lw=0.8, **look)
     return middle
 
-
+# %% ../nbs/07c_evidence.ipynb #83d291a6
 def frontier(
     found,  # dict: defense -> thief -> list of Records
 ):  # the figure

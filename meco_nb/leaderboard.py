@@ -68,7 +68,7 @@ def read_entry(
 # %% ../nbs/07e_leaderboard.ipynb #09c590e3
 UTILITY = ('accuracy', 'calibration_error', 'l1_own', 'l1_original')
 
-
+# %% ../nbs/07e_leaderboard.ipynb #922acd7d
 def measured(
     records,  # dict: thief -> list of Records, one per seed
     paths,  # dict: thief -> list of their files, as the entry names them

@@ -31,7 +31,7 @@ from .training import load_json, save_json
 def ours(**settings):
     return dict(defense='misdirection', defense_settings=settings)
 
-
+# %% ../nbs/06f_ours.ipynb #fc71985e
 KNOB = {f'steady {size:g}': ours(steady=size) for size in (0.0, 0.25, 0.5, 1.0)}
 RIVALS = {'adaptive misinformation': dict(defense='adaptive_misinformation')}
 PARTS = {
@@ -47,7 +47,7 @@ def with_images(count):
     "Knockoff Nets on distorted copies of a few real images."
     return AGAINST['100 real images'] | dict(real_images=count)
 
-
+# %% ../nbs/06f_ours.ipynb #615a0075
 THIEVES = {'Knockoff': SAME, 'DisGUIDE': BUYERS['DisGUIDE']}
 FEW = {f'{count} real images': with_images(count) for count in (10, 30, 100)}
 WHO_KNOW = {name: row for name, row in KNOWING.items() if name not in ('plain', 'fifty accounts')}
@@ -61,12 +61,12 @@ def asking(source):
     "Knockoff Nets with images of one source."
     return SAME | dict(attack_settings=SAME['attack_settings'] | dict(source=source))
 
-
+# %% ../nbs/06f_ours.ipynb #599aac33
 def without(family):
     "Misdirection that was not trained on a family."
     return ours(sources=tuple(name for name in FOREIGN if name != family))
 
-
+# %% ../nbs/06f_ours.ipynb #7900aa9c
 LEFT_OUT = (*FOREIGN, 'convolutional')
 
 # %% ../nbs/06f_ours.ipynb #b4bac031
@@ -87,7 +87,7 @@ def run_ours(rows=None, seeds=3, out='runs/ours', **machines):
     chosen = {name: ROWS[name] for name in rows or ROWS}
     return run_study(chosen, seeds, out, preset='digits', held_back=0.02, **machines)
 
-
+# %% ../nbs/06f_ours.ipynb #ff58e772
 def read_ours():
     "The stored study: row -> list of Records."
     return read_study(ROWS, project_path('results/ours-digits'), preset='digits', held_back=0.02)
@@ -95,7 +95,7 @@ def read_ours():
 # %% ../nbs/06f_ours.ipynb #43710b77
 DRIFT = 'results/drift-ours-digits.json'
 
-
+# %% ../nbs/06f_ours.ipynb #1bd432f0
 def measure_ours(seeds=3, out='runs/ours'):
     "Drift along the knob, added to one file row by row."
     path, models = project_path(DRIFT), {}
@@ -112,7 +112,7 @@ def measure_ours(seeds=3, out='runs/ours'):
                     )
             save_json(path, found)
 
-
+# %% ../nbs/06f_ours.ipynb #5423ce72
 def drifts():
     "Drift along the knob: row -> list of what `drift_row` gave."
     path = project_path(DRIFT)
@@ -124,7 +124,7 @@ def best_thief(records, name):
     runs = {thief: records[f'{name} | {thief}'] for thief in THIEVES}
     return max(runs.values(), key=lambda rs: mean(map(stolen, rs)))
 
-
+# %% ../nbs/06f_ours.ipynb #0a33fe5a
 def gains(records, name, count):
     "What a theft with some real images brought beyond nothing but the images, seed by seed."
     alone = stored_curve('digits')[str(count)]
@@ -142,7 +142,7 @@ def knob_line(records, name):
     line['best without data, %'] = interval(map(stolen, free))
     return line | {f'gain, {n} images': gap(gains(records, name, n)) for n in (10, 30, 100)}
 
-
+# %% ../nbs/06f_ours.ipynb #7e5463f0
 def knob_table(records):
     "The knob and its rival."
     names = [n for n in KNOB | RIVALS if f'{n} | DisGUIDE' in records]

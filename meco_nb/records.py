@@ -181,7 +181,7 @@ def t_interval(
 # %% ../nbs/05d_records.ipynb #7295cabd
 FEW = {1: ' (1 seed)', 2: ' (2 seeds)'}  # too few for an interval
 
-
+# %% ../nbs/05d_records.ipynb #2a6583e1
 def interval(
     values,  # shares, one per seed
     digits=1,  # after the point
@@ -194,7 +194,7 @@ def interval(
 # %% ../nbs/05d_records.ipynb #acae54e37e7d407bbb7b55eff062a284
 MARGIN = 0.02  # within which two clones are worth the same
 
-
+# %% ../nbs/05d_records.ipynb #d668a159
 def paired(
     ones,  # list of Records, one per seed
     others,  # list of Records
@@ -219,7 +219,7 @@ def compared(
         return 'open'
     return 'more' if mean > 0 else 'less'
 
-
+# %% ../nbs/05d_records.ipynb #b74ef307
 def gap(
     differences,  # list, one per seed
 ):  # str

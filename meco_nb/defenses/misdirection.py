@@ -63,7 +63,7 @@ class Nonsense(nn.Module):
 # %% ../../nbs/defenses/misdirection.ipynb #467b5a01
 FOREIGN = ('noise', 'shapes', 'mlp', 'fourier')
 
-
+# %% ../../nbs/defenses/misdirection.ipynb #06158558
 def shuffled(images, side):
     "Images (N, C, H, W) cut into squares of a side, which are put back in random order."
     height, width = (size // side * side for size in images.shape[2:])
@@ -95,7 +95,7 @@ def variants(name, shape, seed, count=8):
     "Sources of one name: of untrained networks several, of the others one."
     return [Source(name, shape, 100 * seed + k) for k in range(count if name in NETWORKS else 1)]
 
-
+# %% ../../nbs/defenses/misdirection.ipynb #e93d8b16
 class Elsewhere:
     "Draws foreign images: equally from some sources, and own images taken apart."
 
@@ -125,7 +125,7 @@ def bad_day(images, steady):
     size = dict(turn=torch.pi / 6, scale=0.2, shift=0.15, light=0.3)
     return distorted(images, None, **{k: steady * v for k, v in size.items()}).to(images)
 
-
+# %% ../../nbs/defenses/misdirection.ipynb #4c011d28
 def furthest(victim, answers, images, steps):
     "Images around the given ones where a victim differs most from some answers (N, K)."
     training = victim.training
@@ -150,7 +150,7 @@ def some_of(dataset, count):
     "Images of a dataset, at random: (count, C, H, W)."
     return torch.stack([dataset[int(i)][0] for i in torch.randint(len(dataset), (count,))])
 
-
+# %% ../../nbs/defenses/misdirection.ipynb #e2c2c7d9
 @torch.no_grad()
 def moved_by(victim, original, images):
     "The mean l1 distance of a victim's answers, in eval mode, from the original ones."
@@ -162,7 +162,7 @@ def moved_by(victim, original, images):
 # %% ../../nbs/defenses/misdirection.ipynb #19f075de
 Lie = Literal['wrong', 'unsure']
 
-
+# %% ../../nbs/defenses/misdirection.ipynb #ff4d7595
 def misdirected(logits, outside, nonsense, lie):
     "The last term: foreign images get their nonsense, or 'I do not know', all classes alike."
     if lie == 'unsure':
