@@ -71,7 +71,7 @@ const heads = [...table.querySelectorAll('thead th')];
 const column = heads.findIndex(th => th.innerText.trim().startsWith('accuracy'));
 const read = () => [...table.querySelectorAll('tbody tr')].map(
   tr => parseFloat(tr.children[column].innerText));
-heads[column].click();
+heads[column].querySelector('.dt-column-order').click();
 setTimeout(() => { document.title = 'SORTED ' + read().join(' '); }, 500);
 }, 2500))</script></body>"""
 
