@@ -1,6 +1,7 @@
 "What the tests share."
 
 import os
+import signal
 
 os.environ['MECO_PROGRESS'] = '0'  # also for the processes that tests start
 
@@ -12,6 +13,8 @@ from meco_nb.models import build_model
 from meco_nb.training import fit
 
 torch.set_num_threads(1)
+# A shell that runs tests in the background has Ctrl-C ignored by all they start; some wait for it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope='session')
