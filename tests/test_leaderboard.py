@@ -34,6 +34,8 @@ CHANGES = {
     'seeds': lambda entry: entry['seeds'].append(99),
     'queries': lambda entry: entry['thieves']['DFME'].update(queries=1),
     'stolen': lambda entry: entry['thieves']['DFME']['stolen'].reverse(),
+    'dataset': lambda entry: entry.update(dataset='fashion_mnist'),
+    'defense': lambda entry: entry.update(name='another'),
 }
 
 
