@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from browser import needs_chromium, title_after
 from markdown_katex import wrapper
 from markdown_katex.wrapper import KatexError, tex2html
 
@@ -19,7 +20,6 @@ ROOT = Path(__file__).parent.parent
 NBS = ROOT / 'nbs'
 BIN = Path(sys.executable).parent
 NOTEBOOKS = sorted(path for path in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in path.parts)
-CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
 HARMLESS = (
     'output-file is not read',
     'is not built: smalldocs',
@@ -122,37 +122,37 @@ def test_pages_hold_no_dead_widgets():
         assert 'widget-view' not in text and 'interactive(children' not in text, path.name
 
 
+# Every page in a frame of one page: each tells how many of its blocks are wider than they show.
 MEASURE = '''<script>addEventListener('load', () => {
   const wide = [...document.querySelectorAll('pre')].filter(e => e.scrollWidth > e.clientWidth + 1);
-  const begin = wide.map(e => e.innerText.slice(0, 60)).join(' | ');
-  document.title = 'WIDE ' + wide.length + ': ' + begin;
+  parent.postMessage([document.title, wide.map(e => e.innerText.slice(0, 60))], '*');
 })</script></body>'''
 
+COLLECT = '''<title>nothing</title><script>
+const wide = {};
+addEventListener('message', e => {
+  wide[e.data[0]] = e.data[1];
+  document.title = JSON.stringify(wide);
+});
+</script>'''
 
-@pytest.mark.skipif(CHROMIUM is None, reason='no Chromium here: apt-get install chromium')
+
+@needs_chromium
 def test_no_code_scrolls_sideways(site):
     "In a browser: every block of code and of output is as wide as what is in it."
-    wide = {}
-    for path in NOTEBOOKS:
-        page = page_of(site, path)
-        measured = page.with_name(f'measured-{page.name}')
-        measured.write_text(page.read_text().replace('</body>', MEASURE))
-        command = [
-            CHROMIUM,
-            '--headless',
-            '--no-sandbox',
-            '--disable-gpu',
-            '--dump-dom',
-            '--window-size=1600,1000',
-            '--virtual-time-budget=4000',
-            f'file://{measured}',
-        ]
-        said = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
-        found = re.search(r'<title>WIDE (\d+): (.*?)</title>', said, re.S)
-        assert found, f'{path.name} was not measured'
-        if found[1] != '0':
-            wide[name_of(path)] = found[2]
-    assert not wide
+    frames = site / '_docs' / 'frames.html'
+    page = COLLECT
+    for number, path in enumerate(NOTEBOOKS):
+        text = page_of(site, path).read_text().replace('</body>', MEASURE)
+        text = re.sub('<title>.*?</title>', f'<title>{name_of(path)}</title>', text, flags=re.S)
+        measured = page_of(site, path).with_name(f'measured-{number}.html')
+        measured.write_text(text)
+        where = measured.relative_to(frames.parent)
+        page += f'<iframe src="{where}" width="1600" height="1000"></iframe>'
+    frames.write_text(page)
+    wide = json.loads(title_after(frames))
+    assert sorted(wide) == sorted(map(name_of, NOTEBOOKS)), 'a page was not measured'
+    assert not {name: blocks for name, blocks in wide.items() if blocks}
 
 
 def test_every_citation_is_in_the_bibliography_and_every_work_in_the_list():

@@ -2,11 +2,10 @@
 
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from browser import needs_chromium, title_after
 
 from meco_nb.claims import VERDICTS, findings
 from meco_nb.evidence import DATA_FREE, THIEVES
@@ -16,7 +15,6 @@ from meco_nb.methods import DEFENSES
 ROOT = Path(__file__).parent.parent
 ENTRIES = sorted((ROOT / 'results' / 'leaderboard').rglob('*.json'))
 ENTRIES = [path for path in ENTRIES if path.parent.parent.name == 'leaderboard']
-CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
 
 
 @pytest.mark.parametrize('path', ENTRIES, ids=lambda path: f'{path.parent.name}-{path.stem}')
@@ -78,7 +76,7 @@ setTimeout(() => { document.title = 'SORTED ' + read().join(' '); }, 500);
 }, 2500))</script></body>"""
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason='no Chromium here: apt-get install chromium')
+@needs_chromium
 def test_a_click_on_a_column_sorts_by_it(tmp_path):
     "The page's own outputs, in a browser without a network."
     cells = json.loads((ROOT / 'nbs' / '07e_leaderboard.ipynb').read_text())['cells']
@@ -86,10 +84,7 @@ def test_a_click_on_a_column_sorts_by_it(tmp_path):
     html = ''.join(''.join(o['data']['text/html']) for o in outputs)
     page = tmp_path / 'page.html'
     page.write_text(f'<html><head><title>page</title></head><body>{html}{CLICK}</html>')
-    command = [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--dump-dom']
-    command += ['--virtual-time-budget=8000', f'file://{page}']
-    said = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
-    found = re.search(r'<title>SORTED (.*?)</title>', said)
+    found = re.fullmatch('SORTED (.*)', title_after(page))
     assert found, 'the table did not appear'
     accuracies = list(map(float, found[1].split()))
     assert len(accuracies) == len(leaderboard('digits')) and accuracies == sorted(accuracies)
