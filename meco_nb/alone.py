@@ -20,7 +20,7 @@ from .images import distorted
 from .models import build_model
 from .records import interval, markdown, project_path
 from .relearn import Relearning
-from .settings import resolve
+from .settings import PRESETS, resolve
 from .training import load_json, predict, save_json, scores
 
 # %% ../nbs/05g_alone.ipynb #4b02cf7d
@@ -79,13 +79,14 @@ def curve(
     counts=COUNTS,  # of real images
     copies=20_000,  # of them, to learn from
     epochs=20,
+    dataset=None,  # another than the preset's
 ):  # dict: count -> list of accuracies, one per seed
     "What a thief without a victim gets, by how many images it has."
     found = {}
     for count in counts:
         found[str(count)] = []
         for seed in range(seeds):
-            s = resolve(preset=preset, defense='undefended', seed=seed)
+            s = resolve(preset=preset, dataset=dataset, defense='undefended', seed=seed)
             data = load_data(s.dataset)
             clone = build_model(s.clone, data, seed=seed + 1, **s.clone_settings)
             alone(clone, data, count, copies, epochs, seed)
@@ -94,25 +95,26 @@ def curve(
 
 # %% ../nbs/05g_alone.ipynb #65c494c1
 def stored_curve(
-    preset,
+    dataset,  # its name
     results='results',  # folder of the stored studies
 ):  # dict as of `curve`, or {} where there is none
     "The stored curve."
-    path = Path(project_path(results)) / f'alone-{preset}.json'
+    path = Path(project_path(results)) / f'alone-{dataset}.json'
     return load_json(path) if path.exists() else {}
 
 # %% ../nbs/05g_alone.ipynb #1b07f8f1
-def store_curve(preset, **more):
-    "Make the stored curve of a preset."
-    save_json(Path(project_path('results')) / f'alone-{preset}.json', curve(preset, **more))
+def store_curve(preset, dataset=None, **more):
+    "Make the stored curve of a preset's dataset, or of another."
+    path = project_path('results') / f'alone-{dataset or PRESETS[preset].dataset}.json'
+    save_json(path, curve(preset, dataset=dataset, **more))
 
 # %% ../nbs/05g_alone.ipynb #8e6444f8
 def alone_line(
-    preset,
+    dataset,  # its name
     count=100,  # of real images
 ):  # str
     "One sentence for tables of thefts with real images."
-    found = stored_curve(preset).get(str(count))
+    found = stored_curve(dataset).get(str(count))
     if not found:
-        return f'A thief without a victim was not measured for {preset}.'
+        return f'A thief without a victim was not measured for {dataset}.'
     return f'A thief without a victim ({count} real images, no query): {interval(found)} %.'

@@ -21,7 +21,6 @@ from .drift import lost, over_strengths, read_drift
 from .evidence import DATA_FREE, WITH_REAL, ended, read_evidence, stolen
 from .methods import DEFENSES, DefenseCard, card_of
 from .records import check_fields, project_path, read_record, t_interval
-from .settings import PRESETS
 from .training import load_json, reading, save_json
 
 # %% ../nbs/07e_leaderboard.ipynb #e4cf90f1
@@ -137,40 +136,40 @@ def about(name):
     return dict(name=name, code=f'nbs/{page}.ipynb', **told)
 
 # %% ../nbs/07e_leaderboard.ipynb #87a19e65
-def folder_of(preset):
-    "Where the entries of a preset's dataset lie."
-    return project_path('results') / 'leaderboard' / PRESETS[preset].dataset
+def folder_of(dataset):
+    "Where the entries of a dataset lie."
+    return project_path('results') / 'leaderboard' / dataset
 
 # %% ../nbs/07e_leaderboard.ipynb #4aca90d5
 def entry_of(
     name,  # of a defense of the catalogue
     records,  # dict: thief -> list of Records
-    preset,  # one of PRESETS
+    dataset,  # one of BENCHMARKS
 ):  # Entry
     "A defense of the catalogue, from the stored studies."
-    stored = project_path('results') / f'evidence-{preset}'
-    where = relpath(stored, folder_of(preset))
+    stored = project_path('results') / f'evidence-{dataset}'
+    where = relpath(stored, folder_of(dataset))
     paths = {t: [f'{where}/{r.name}.json' for r in runs] for t, runs in records.items()}
-    found, rows = measured(records, paths), read_drift(preset).get(name, [])
-    call = f"run_evidence('{preset}', defenses=['{name}'])"
+    found, rows = measured(records, paths), read_drift(dataset).get(name, [])
+    call = f"run_evidence('{dataset}', defenses=['{name}'])"
     return Entry(
         **about(name),
         **found,
-        dataset=PRESETS[preset].dataset,
+        dataset=dataset,
         settings=next(iter(records.values()))[0].settings['defense_settings'],
-        alone=stored_curve(preset).get('100', [])[: len(found['seeds'])],
+        alone=stored_curve(dataset).get('100', [])[: len(found['seeds'])],
         drift=dict(changed=over_strengths(rows, None, 'changed'), lost=lost(rows)) if rows else {},
         command=f'python -c "from meco_nb.evidence import run_evidence; {call}"',
     )
 
 # %% ../nbs/07e_leaderboard.ipynb #1aa41455
-def store(preset='digits'):
+def store(dataset='digits'):
     "Write the entries of all defenses of the catalogue whose evidence is complete."
-    for name, records in read_evidence(preset).items():
+    for name, records in read_evidence(dataset).items():
         if name in DEFENSES.own:
-            folder = folder_of(preset)
+            folder = folder_of(dataset)
             folder.mkdir(parents=True, exist_ok=True)
-            save_json(folder / f'{name}.json', asdict(entry_of(name, records, preset)))
+            save_json(folder / f'{name}.json', asdict(entry_of(name, records, dataset)))
 
 # %% ../nbs/07e_leaderboard.ipynb #9bcdc2d3
 def check_open(path, seed, settings):
