@@ -8,7 +8,7 @@ import pytest
 from browser import needs_chromium, title_after
 
 from meco_nb.claims import VERDICTS, findings
-from meco_nb.evidence import DATA_FREE, THIEVES
+from meco_nb.evidence import BENCHMARKS, DATA_FREE
 from meco_nb.leaderboard import check_entry, folder_of, leaderboard, read_entry, summary
 from meco_nb.methods import DEFENSES
 
@@ -21,7 +21,7 @@ ENTRIES = [path for path in ENTRIES if path.parent.parent.name == 'leaderboard']
 def test_an_entry_says_what_its_records_say(path):
     entry = check_entry(path)
     assert entry.name == path.stem and entry.dataset == path.parent.name
-    assert set(entry.thieves) == set(THIEVES) and len(entry.seeds) >= 3
+    assert set(entry.thieves) == set(BENCHMARKS[entry.dataset].thieves) and len(entry.seeds) >= 3
     assert entry.title and entry.about and entry.code and entry.command
     if entry.name in DEFENSES.own:
         assert entry.ours == DEFENSES[entry.name].card.ours

@@ -9,7 +9,7 @@ import pytest
 from meco_nb.ablations import ROWS
 from meco_nb.claims import MIMIC_ROWS, in_short, with_findings
 from meco_nb.comparison import read_stored
-from meco_nb.evidence import ROWS as EVIDENCE
+from meco_nb.evidence import BENCHMARKS, rows_of
 from meco_nb.frontier import ROWS as FRONTIER
 from meco_nb.ours import ROWS as OURS
 from meco_nb.readings import BASES, STUDIED
@@ -20,7 +20,7 @@ from meco_nb.utility import is_stale, read_table
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / 'results'
 STORED = sorted(path for path in RESULTS.glob('*-*') if path.is_dir())
-HELD_BACK = dict(frontier=FRONTIER, evidence=EVIDENCE, mimic=MIMIC_ROWS, ours=OURS)
+HELD_BACK = dict(frontier=FRONTIER, mimic=MIMIC_ROWS, ours=OURS)
 
 
 def stored(folder):
@@ -29,6 +29,9 @@ def stored(folder):
     if study == 'ablations':
         budget = dict(digits=100_000, fashion_mnist16=250_000)[preset]
         records = read_study(ROWS, folder, preset=preset, budget=budget)
+    elif study == 'evidence':
+        benchmark = BENCHMARKS[preset]
+        records = read_study(rows_of(benchmark), folder, **benchmark.base)
     elif study in BASES:
         records = read_study(STUDIED[study], folder, **BASES[study])
     elif study in HELD_BACK:
