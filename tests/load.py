@@ -77,7 +77,8 @@ def clients(url, key):
 
 
 def latency(folder, defense):
-    "Median milliseconds for a batch, in process and served by one worker."
+    "Median milliseconds for a batch, in process and served by one worker; one thread each."
+    torch.set_num_threads(1)
     batch, numbers = images(), iter(range(10**9))
     accounts, anybody = accounts_at(folder / 'charges.db'), User('a', hashed('a'), 10**9, 'ever')
     with served(folder, defense, ['key']) as (url, (key,), _):
@@ -98,6 +99,7 @@ def latency(folder, defense):
 
 def processor(folder, defense, times=200):
     "Milliseconds of processor time for a batch, in process and of the worker that serves it."
+    torch.set_num_threads(1)
     batch, found = images(), {}
     started = time.process_time()
     for _ in range(times):
@@ -127,13 +129,14 @@ def served(folder, defense, users, budget=10**9, workers=1):
 
 
 def ask_for(seconds, ask):
-    "How many batches are answered in some seconds."
+    "How many batches are answered in some seconds, and the seconds of processor that it took here."
     batch, end, count = images(), time.monotonic() + seconds, 0
     torch.set_num_threads(1)
+    started = time.process_time()
     while time.monotonic() < end:
         ask(batch)
         count += 1
-    return count
+    return count, time.process_time() - started
 
 
 def ask_in_process(defense):
@@ -146,15 +149,38 @@ def ask_served(place):
     return ask_for(10, lambda batch: client(batch, None))
 
 
-def throughput(folder, defense):
-    "Images a second: in one process, and by two workers that four clients ask."
+def throughput(folder, defense, times=3):
+    "The median of some trials, and the lowest and the highest share."
+    trials = [trial(folder, defense) for _ in range(times)]
+    found = {name: statistics.median(one[name] for one in trials) for name in trials[0]}
+    shares = sorted(one['share'] for one in trials)
+    return found | {'lowest share': shares[0], 'highest share': shares[-1]}
+
+
+def trial(folder, defense):
+    """Images a second: in one process, and by two workers that four clients ask; and in a second
+    of processor, of that process and of the workers alone, since the clients share the cores."""
     context = multiprocessing.get_context('spawn')
     with context.Pool(4) as pool:
-        (alone,) = pool.map(ask_in_process, [defense])
-        with served(folder, defense, ['key'], workers=2) as (url, (key,), _):
-            together = sum(pool.map(ask_served, [(url, key)] * 4, chunksize=1))
-    one, two = alone * BATCH // 10, together * BATCH // 10
-    return {'in process': one, 'two workers': two, 'share': round(two / one, 2)}
+        ((alone, own),) = pool.map(ask_in_process, [defense])
+        with served(folder, defense, ['key'], workers=2) as (url, (key,), server):
+            before = processor_of(workers_of(server))
+            counts, theirs = zip(*pool.map(ask_served, [(url, key)] * 4, chunksize=1), strict=True)
+            workers = processor_of(workers_of(server)) - before
+    found = {'in process': alone * BATCH / 10, 'two workers': sum(counts) * BATCH / 10}
+    found |= {'in process, per processor second': alone * BATCH / own}
+    found |= {'workers, per processor second': sum(counts) * BATCH / workers}
+    shares = {
+        'share': sum(counts) / alone,
+        'share per processor second': sum(counts) / workers / (alone / own),
+        "clients' part of the processor": sum(theirs) / (sum(theirs) + workers),
+    }
+    return {k: int(v) for k, v in found.items()} | {k: round(v, 2) for k, v in shares.items()}
+
+
+def processor_of(pids):
+    "Seconds of processor that some processes have used."
+    return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids)
 
 
 def use(url, key, seed, end, found):
