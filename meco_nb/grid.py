@@ -9,6 +9,7 @@ __all__ = ['LOSSES', 'ENGINES', 'learn', 'finished', 'attempt', 'end_with', 'her
 # %% ../nbs/09_scale.ipynb #901b1f60
 #| code-fold: true
 #| code-summary: "Imports"
+import _thread
 import contextlib
 import multiprocessing
 import os
@@ -59,10 +60,14 @@ def attempt(task, s):
 
 # %% ../nbs/09_scale.ipynb #17287b72
 def end_with(parent):
-    "End this process when its parent has ended, after the task that it has."
+    "End this process when its parent has ended, with its task as at Ctrl-C."
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def watch():
-        while os.getppid() == parent or _WORKER['busy']:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        _thread.interrupt_main()
+        while _WORKER['busy']:
             time.sleep(0.5)
         os._exit(1)
 

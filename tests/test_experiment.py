@@ -18,7 +18,7 @@ from meco_nb.models import build_model
 from meco_nb.oracle import Undefended
 from meco_nb.records import load_records
 from meco_nb.settings import resolve, run_name
-from meco_nb.training import save_state
+from meco_nb.training import load_state, save_state
 
 SHORT = dict(
     preset='digits',
@@ -119,6 +119,22 @@ def test_a_worker_ends_with_its_parent(end, tmp_path):
     assert workers and not soak.outlived(workers)
     if end == signal.SIGKILL:  # the other may come before there is anything to save
         assert list(tmp_path.glob('*.checkpoint'))
+
+
+@pytest.mark.parametrize('end', [signal.SIGTERM, signal.SIGINT])
+def test_a_training_ends_with_its_parent(end, tmp_path):
+    training = dict(epochs=10_000)
+    settings = dict(SHORT, victim_settings=training, out=str(tmp_path))
+    parent = soak.started(soak.RUN_ALL, json.dumps([settings]))
+    while not list(tmp_path.glob('models/victim*.training')):
+        assert parent.poll() is None
+        time.sleep(0.05)
+    workers = soak.workers_of(parent)
+    parent.send_signal(end)
+    parent.communicate()
+    assert workers and not soak.outlived(workers)
+    (kept,) = tmp_path.glob('models/victim*.training')
+    assert load_state(kept)  # whole, and to go on from
 
 
 def test_a_price_is_what_its_pieces_grow_to():
