@@ -544,12 +544,13 @@ FULL = 'fashion_mnist'  # at its full resolution
 
 def full_without_data():
     "What the strongest thief without data has of Fashion-MNIST: sentences."
-    taken, plain = by_what_they_take(FULL), evidence(FULL)['undefended']
+    found, taken = evidence(FULL), by_what_they_take(FULL)
+    plain, count = found['undefended'], seeds({n: thefts['DFME'] for n, thefts in found.items()})
     some, most = (plain[thief][0].settings['budget'] for thief in ('Knockoff', 'DFME'))
     said = (
-        f'On Fashion-MNIST at 28x28, with {some:,} queries (DFME {most:,}), the strongest thief '
-        f"without data has {best_on('undefended', DATA_FREE, FULL)} of the undefended victim. "
-        f"Less: {listed(taken['less'], dataset=FULL) or 'nowhere'}."
+        f'On Fashion-MNIST at 28x28, {count} seeds, with {some:,} queries (DFME {most:,}), the '
+        f"strongest thief without data has {best_on('undefended', DATA_FREE, FULL)} of the "
+        f"undefended victim. Less: {listed(taken['less'], dataset=FULL) or 'nowhere'}."
     )
     others = [name for state in ('equal', 'more', 'open') for name in taken[state]]
     return f'{said} Others: {listed(others, dataset=FULL)}.' if others else said

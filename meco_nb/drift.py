@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as change
 
 from .data import batches, load_data
 from .drawing import COLORS
-from .evidence import DEFENDED, marked, what_is_ours
+from .evidence import BENCHMARKS, DEFENDED, defended, marked, what_is_ours
 from .experiment import prepare
 from .oracle import AccessEnded, Undefended
 from .records import interval, made_by, markdown, project_path, t_interval
@@ -128,21 +128,23 @@ def drift_row(
 
 # %% ../nbs/07d_drift.ipynb #d1b0d23c
 def measure_drift(
-    preset='digits',
+    dataset='digits',  # one of BENCHMARKS
     names=None,  # of DEFENDED; default: all
     seeds=5,
-    path=None,  # default: results/drift-PRESET.json
+    path=None,  # default: results/drift-DATASET.json
     out=None,  # folder of runs whose trained models are taken, such as the evidence's
 ):
     "Measure defenses under drift and keep what was found, defense by defense, seed by seed."
-    path, models = project_path(path or f'results/drift-{preset}.json'), {}
+    path, models = project_path(path or f'results/drift-{dataset}.json'), {}
+    base = BENCHMARKS[dataset].settings
     for name in names or DEFENDED:
         for seed in range(seeds):
             found = load_json(path) if path.exists() else dict(rows={})
             row = found['rows'].setdefault(name, {})
             if str(seed) in row:
                 continue
-            s = row_settings(DEFENDED[name], preset=preset, seed=seed, out=out)
+            given = defended(name, base['preset'])
+            s = row_settings(given, **base, seed=seed, out=out)
             with one_thread():
                 scene = prepare(s, load_data(s.dataset), models)
                 drifts = drift_row(scene.defense, scene.victim, scene.data.test, seed)
@@ -150,9 +152,9 @@ def measure_drift(
             save_json(path, found)
 
 # %% ../nbs/07d_drift.ipynb #35553525
-def read_drift(preset='digits', results='results'):
+def read_drift(dataset='digits', results='results'):
     "The stored study: defense -> list of rows, one per seed."
-    path = project_path(results) / f'drift-{preset}.json'
+    path = project_path(results) / f'drift-{dataset}.json'
     rows = load_json(path)['rows'] if path.exists() else {}
     return {name: [row['drifts'] for row in by_seed.values()] for name, by_seed in rows.items()}
 
