@@ -547,10 +547,11 @@ def full_without_data():
     found, taken = evidence(FULL), by_what_they_take(FULL)
     plain, count = found['undefended'], seeds({n: thefts['DFME'] for n, thefts in found.items()})
     some, most = (plain[thief][0].settings['budget'] for thief in ('Knockoff', 'DFME'))
+    thieves = sum(thief in DATA_FREE for thief in plain)
     said = (
         f'On Fashion-MNIST at 28x28, {count} seeds, with {some:,} queries (DFME {most:,}), the '
-        f"strongest thief without data has {best_on('undefended', DATA_FREE, FULL)} of the "
-        f"undefended victim. Less: {listed(taken['less'], dataset=FULL) or 'nowhere'}."
+        f"strongest of {thieves} thieves without data has {best_on('undefended', DATA_FREE, FULL)} "
+        f"of the undefended victim. Less: {listed(taken['less'], dataset=FULL) or 'nowhere'}."
     )
     others = [name for state in ('equal', 'more', 'open') for name in taken[state]]
     return f'{said} Others: {listed(others, dataset=FULL)}.' if others else said
