@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as change
 
 from .data import batches, load_data
 from .drawing import COLORS
-from .evidence import BENCHMARKS, DEFENDED, defended, marked, what_is_ours
+from .evidence import DEFENDED, benchmark_of, defended, marked, what_is_ours
 from .experiment import prepare
 from .oracle import AccessEnded, Undefended
 from .records import interval, made_by, markdown, project_path, t_interval
@@ -135,8 +135,8 @@ def measure_drift(
     out=None,  # folder of runs whose trained models are taken, such as the evidence's
 ):
     "Measure defenses under drift and keep what was found, defense by defense, seed by seed."
-    path, models = project_path(path or f'results/drift-{dataset}.json'), {}
-    base = BENCHMARKS[dataset].settings
+    base, models = benchmark_of(dataset).settings, {}
+    path = project_path(path or f'results/drift-{dataset}.json')
     for name in names or DEFENDED:
         for seed in range(seeds):
             found = load_json(path) if path.exists() else dict(rows={})

@@ -78,7 +78,6 @@ def clients(url, key):
 
 def latency(folder, defense):
     "Median milliseconds for a batch, in process and served by one worker; one thread each."
-    torch.set_num_threads(1)
     batch, numbers = images(), iter(range(10**9))
     accounts, anybody = accounts_at(folder / 'charges.db'), User('a', hashed('a'), 10**9, 'ever')
     with served(folder, defense, ['key']) as (url, (key,), _):
@@ -99,7 +98,6 @@ def latency(folder, defense):
 
 def processor(folder, defense, times=200):
     "Milliseconds of processor time for a batch, in process and of the worker that serves it."
-    torch.set_num_threads(1)
     batch, found = images(), {}
     started = time.process_time()
     for _ in range(times):

@@ -65,6 +65,12 @@ def test_every_claim_has_a_verdict():
         assert finding.found, f'nothing was measured of {sentence!r}'
 
 
+def test_a_claim_names_only_records_that_it_is_about():
+    for sentence, (_, finding) in findings().items():
+        about = 'Fashion-MNIST' in finding.found
+        assert ('fashion_mnist' in finding.records) == about, sentence
+
+
 CLICK = """<script>addEventListener('load', () => setTimeout(() => {
 const table = document.querySelector('table.dataTable');
 const heads = [...table.querySelectorAll('thead th')];
