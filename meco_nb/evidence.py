@@ -56,10 +56,10 @@ CONTROLS = {
 }
 DEFENDED = {name: dict(defense=name) for name in DEFENSES.own} | CONTROLS
 
-
+# %% ../nbs/07c_evidence.ipynb #8dc1fbea
 @dataclass(frozen=True)
 class Benchmark:
-    "A dataset, who steals on it, and from whom."
+    "A dataset, and who steals on it, with which budgets."
 
     settings: dict  # that all rows share
     scale: float = 1  # of the budgets
