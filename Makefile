@@ -47,7 +47,7 @@ export: $(VENV)/ready
 	$(BIN)/ruff format -q $(LINTED)
 	PATH="$(abspath $(BIN)):$$PATH" nbdev_export
 	PATH="$(abspath $(BIN)):$$PATH" nbdev_clean
-	$(BIN)/python -c "from pathlib import Path; from meco_nb.methods import with_lists; p = Path('README.md'); from meco_nb.claims import with_findings; p.write_text(with_findings(with_lists(p.read_text())))"
+	$(BIN)/python -c "from pathlib import Path; from meco_nb.methods import with_lists; p = Path('README.md'); from meco_nb.found import with_findings; p.write_text(with_findings(with_lists(p.read_text())))"
 
 # Run the notebooks again and keep their outputs: make refresh, or make refresh NOTEBOOKS='01_kd attacks/dfme'.
 refresh: $(VENV)/ready

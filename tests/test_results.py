@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from meco_nb.ablations import ROWS
-from meco_nb.claims import MIMIC_ROWS, in_short, with_findings
+from meco_nb.claims import MIMIC_ROWS
 from meco_nb.comparison import read_stored
 from meco_nb.evidence import BENCHMARKS, rows_of
+from meco_nb.found import in_short, with_findings
 from meco_nb.frontier import ROWS as FRONTIER
 from meco_nb.ours import ROWS as OURS
 from meco_nb.readings import BASES, STUDIED
