@@ -104,9 +104,11 @@ def stored_curve(
 
 # %% ../nbs/05g_alone.ipynb #1b07f8f1
 def store_curve(preset, dataset=None, **more):
-    "Make the stored curve of a preset's dataset, or of another."
-    path = project_path('results') / f'alone-{dataset or PRESETS[preset].dataset}.json'
-    save_json(path, curve(preset, dataset=dataset, **more))
+    "Make the stored curve of a preset's dataset, or of another; the counts of others stay."
+    name = dataset or PRESETS[preset].dataset
+    found = stored_curve(name) | curve(preset, dataset=dataset, **more)
+    path = project_path('results') / f'alone-{name}.json'
+    save_json(path, {count: found[count] for count in sorted(found, key=int)})
 
 # %% ../nbs/05g_alone.ipynb #8e6444f8
 def alone_line(

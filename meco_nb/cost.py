@@ -233,6 +233,8 @@ class Cost:
     def _repr_markdown_(self):
         return cost_table(self)
 
+    __str__ = _repr_markdown_
+
 # %% ../nbs/08c_cost.ipynb #81036990
 def cost_table(c):
     "One line per stage, and the sum."
