@@ -16,12 +16,13 @@ import torch.nn.functional as F
 
 from .attacks.base import Memory
 from .data import load_data
+from .files import load_json, save_json
 from .images import distorted
 from .models import build_model
 from .records import interval, markdown, project_path
 from .relearn import Relearning
 from .settings import PRESETS, resolve
-from .training import load_json, predict, save_json, scores
+from .training import predict, scores
 
 # %% ../nbs/05g_alone.ipynb #4b02cf7d
 def own_images(

@@ -23,6 +23,7 @@ from statistics import mean
 from .ablations import ROWS
 from .comparison import AGAINST
 from .evidence import BENCHMARKS, DATA_FREE, WITH_REAL, read_evidence, stolen, strongest
+from .files import load_json
 from meco_nb.records import (
     MARGIN,
     compared,
@@ -33,7 +34,6 @@ from meco_nb.records import (
     t_interval,
 )
 from .studies import read_study
-from .training import load_json
 from .utility import read_table
 
 # %% ../nbs/07_claims.ipynb #d3abf6c2

@@ -21,13 +21,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .data import load_data
 from .experiment import Scene, attackers_images, build_defense, run, try_out
+from .files import load_json, save_json
 from .models import build_model, default_device
 from .oracle import Undefended, answers_to
 from .records import made_by, markdown, project_path
 from .relearn import Relearning, with_answers
 from .settings import resolve
 from .theft import assemble, in_service, new_clone, one_thread, steps_of
-from .training import fit, load_json, predict, save_json
+from .training import fit, predict
 
 # %% ../nbs/08c_cost.ipynb #c2028c0b
 def counted(work, named=True):

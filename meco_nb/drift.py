@@ -20,11 +20,12 @@ from .data import batches, load_data
 from .drawing import COLORS
 from .evidence import DEFENDED, benchmark_of, defended, marked, what_is_ours
 from .experiment import prepare
+from .files import load_json, save_json
 from .oracle import AccessEnded, Undefended
 from .records import interval, made_by, markdown, project_path, t_interval
 from .studies import row_settings
 from .theft import in_service, one_thread
-from .training import load_json, predict, save_json
+from .training import predict
 
 # %% ../nbs/07d_drift.ipynb #6f5eaf6c
 def turned(images, degrees):

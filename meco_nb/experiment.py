@@ -22,6 +22,7 @@ from torch import nn
 from .alone import own_images
 from .choice import judge
 from .data import Data, load_data
+from .files import load_weights, save_weights, weights_of, write_atomic
 from .methods import ATTACKS, DEFENSES, AttackCard, DefenseCard, card_of, settings_of
 from .models import build_model, default_device
 from .oracle import Undefended, answers_to
@@ -36,16 +37,7 @@ from meco_nb.settings import (
     run_name,
 )
 from .theft import Theft, assemble, in_service, judge_chosen, one_thread
-from meco_nb.training import (
-    evaluate,
-    fit,
-    load_weights,
-    predict,
-    save_weights,
-    train,
-    weights_of,
-    write_atomic,
-)
+from .training import evaluate, fit, predict, train
 
 # %% ../nbs/05_attacks.ipynb #077ff205
 class Shelf:

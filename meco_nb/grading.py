@@ -28,6 +28,7 @@ from .alone import alone
 from .data import batches, check_data, load_data
 from .evidence import THIEVES, WITH_REAL
 from .experiment import attackers_images, conduct, prepare, try_attack
+from .files import load_json, load_tensors, reading, save_json, save_tensors
 from .leaderboard import check_open, enter
 from meco_nb.methods import (
     ATTACKS,
@@ -49,15 +50,7 @@ from .saving import made_with, settings_in
 from .settings import preset_for, resolve, run_name
 from .studies import row_settings
 from .theft import Ignorant, Theft, in_service, new_clone, one_thread
-from meco_nb.training import (
-    load_json,
-    load_tensors,
-    predict,
-    reading,
-    save_json,
-    save_tensors,
-    scores,
-)
+from .training import predict, scores
 
 # %% ../nbs/07_grade.ipynb #ef4df7d1
 def knockoff(source, **more):

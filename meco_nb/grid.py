@@ -28,10 +28,10 @@ from joblib.externals.loky import ProcessPoolExecutor
 from .cluster import on_ray
 from .data import load_data
 from .experiment import check_resume, prepare, run, stored, try_out, victim_facts
+from .files import Progress
 from .methods import DEFENSES, NotNegative, Whole, checked
 from .settings import Settings, decided, fingerprint, run_name
 from .theft import one_thread
-from .training import Progress
 
 # %% ../nbs/09_scale.ipynb #ff8d05d8
 def learn(s):

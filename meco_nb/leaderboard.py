@@ -19,9 +19,9 @@ from pydantic import TypeAdapter
 from .alone import stored_curve
 from .drift import lost, over_strengths, read_drift
 from .evidence import DATA_FREE, WITH_REAL, ended, read_evidence, stolen
+from .files import load_json, reading, save_json
 from .methods import DEFENSES, DefenseCard, card_of
 from .records import check_fields, project_path, read_record, t_interval
-from .training import load_json, reading, save_json
 
 # %% ../nbs/07e_leaderboard.ipynb #e4cf90f1
 @dataclass

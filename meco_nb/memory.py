@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from .defenses import ModelGuardian
+from .files import compact
 from .oracle import AccessEnded, Randomness, serving_state
-from .training import compact
 
 # %% ../nbs/10d_memory.ipynb #3abcb675
 def remembers(defense):

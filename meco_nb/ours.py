@@ -21,11 +21,11 @@ from .defenses.misdirection import FOREIGN
 from .drift import drift_row, lost, over_strengths
 from .evidence import stolen
 from .experiment import prepare
+from .files import load_json, save_json
 from .frontier import BUYERS
 from .records import gap, interval, markdown, paired, project_path, t_interval
 from .studies import read_study, row_settings, run_study
 from .theft import one_thread
-from .training import load_json, save_json
 
 # %% ../nbs/06f_ours.ipynb #3881d9b4
 def ours(**settings):

@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from .bench import dfme_ways, disguide_ways
 from .cost import counted, seconds_of
 from .defenses.meco import MeCoPlain, meco_loss
+from .files import load_json, save_json
 from .models import build_model, default_device
 from .records import device_name, made_by, markdown, project_path
-from .training import load_json, make_optimizer, save_json
+from .training import make_optimizer
 
 # %% ../nbs/08d_paper_size.ipynb #1e4af006
 def speed_of(

@@ -22,9 +22,9 @@ import torch
 from pydantic import TypeAdapter
 
 import meco_nb
+from .files import load_json, reading, save_json, weights_of
 from .methods import Whole, as_folder
 from .settings import Settings, describe
-from .training import load_json, reading, save_json, weights_of
 
 # %% ../nbs/05d_records.ipynb #a0b9a8a9
 @dataclass

@@ -21,10 +21,10 @@ from pydantic import TypeAdapter
 from torch import nn
 
 import meco_nb
+from .files import load_tensors, put_weights, reading, save_tensors, weights_of
 from .methods import DEFENSES, as_folder, check_keys, is_plain
 from .models import build_model
 from .oracle import serving_state
-from .training import load_tensors, put_weights, reading, save_tensors, weights_of
 
 # %% ../nbs/05e_saving.ipynb #abe4fc9a
 def name_of(cls):

@@ -24,11 +24,11 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from redis.exceptions import RedisError
 
 from .accounts import OverBudget
+from .files import load_json
 from .memory import Memory, remembers
 from .oracle import AccessEnded, Unanswered, answers_to, check_images
 from .protocol import OUTPUT, BadRequest, read_question, write_tensor
 from .saving import file_of, load
-from .training import load_json
 
 # %% ../nbs/10f_service.ipynb #aa0cf242
 class Refused(Exception):

@@ -26,11 +26,11 @@ from .answers import check_classifier, copied, device_of
 from .attacks.adaptive import Sybils, perturbed_pair
 from .attacks.base import Attack
 from .choice import Chooser, Reserved, choice, wearing
+from .files import Progress, load_state, save_state
 from .methods import ATTACKS, AttackCard, card_of
 from .models import build_model
 from .oracle import AccessEnded, Averaged, Oracle, Randomness, Undefended
 from .relearn import Keeping, Relearning
-from .training import Progress, load_state, save_state
 
 # %% ../nbs/05b_theft.ipynb #82cd9337
 @contextlib.contextmanager

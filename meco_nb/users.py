@@ -20,8 +20,8 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
 
+from .files import reading, write_atomic
 from .methods import Whole
-from .training import reading, write_atomic
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -24,6 +24,7 @@ import torch
 
 from .data import batches, load_data
 from .experiment import build_defense, prepare, utility
+from .files import save_json
 from .methods import DEFENSES, settings_of
 from .models import build_model
 from .oracle import Undefended
@@ -31,7 +32,7 @@ from .records import crossed, made_by, markdown, project_path
 from .settings import resolve
 from .theft import in_service, one_thread
 from .timing import in_turn, ratios
-from .training import evaluate, fit, save_json
+from .training import evaluate, fit
 
 # %% ../nbs/06c_utility.ipynb #a1c27b5f
 @torch.no_grad()

@@ -21,13 +21,14 @@ from test_serve import free_port, process, workers_of
 import meco_nb
 from meco_nb.data import load_data
 from meco_nb.defenses import MeCo, Undefended
+from meco_nb.files import load_json, save_json
 from meco_nb.models import build_model
 from meco_nb.oracle import AccessEnded, Patient, answers_to
 from meco_nb.protocol import HEADER, INPUT, OUTPUT, read_answer, read_question, write_tensor
 from meco_nb.records import project_path
 from meco_nb.redis_accounts import accounts_at
 from meco_nb.remote import Bought, Client, Journal
-from meco_nb.training import fit, load_json, save_json
+from meco_nb.training import fit
 from meco_nb.users import User, add_user, hashed
 
 BATCH, TIMES = 64, 400

@@ -28,15 +28,8 @@ from typing import NamedTuple
 
 import torch
 
+from meco_nb.files import load_json, load_state, load_tensors, save_json, save_state, save_tensors
 from meco_nb.oracle import AccessEnded, Averaged, BudgetExceeded, HardLabels, Oracle, Unanswered
-from meco_nb.training import (
-    load_json,
-    load_state,
-    load_tensors,
-    save_json,
-    save_state,
-    save_tensors,
-)
 
 # Schedules of questions
 

@@ -26,13 +26,14 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import meco_nb
-from meco_nb import oracle, training
+from meco_nb import files, oracle, training
 from meco_nb.answers import AsLogits, check_classifier, logits_of, probabilities_of
 from meco_nb.attacks.adaptive import LearnedNoise, perturbed_pair
 from meco_nb.attacks.base import disagreement, steal
 from meco_nb.data import Data, check_data, find_dataset, hold_out, load_data, make_data
 from meco_nb.defenses.noise import Distance, match_l1
 from meco_nb.defenses.synthetic import Makers
+from meco_nb.files import load_state, load_weights, save_state, save_weights
 from meco_nb.grading import grade
 from meco_nb.grid import run_all
 from meco_nb.images import Source, SourceName, make_images
@@ -68,16 +69,7 @@ from meco_nb.saving import load, save
 from meco_nb.settings import Settings, file_name, resolve, run_name
 from meco_nb.studies import pick_rows
 from meco_nb.theft import Ignorant
-from meco_nb.training import (
-    evaluate,
-    fit,
-    load_state,
-    load_weights,
-    predict,
-    save_state,
-    save_weights,
-    train,
-)
+from meco_nb.training import evaluate, fit, predict, train
 from meco_nb.zeroth_order import estimate_gradient
 
 torch.set_num_threads(1)
@@ -1406,7 +1398,7 @@ def sealed(facts, before):
         return facts
     own = {name: value for name, value in facts.items() if name != 'sha256'}
     content = saved()[0]['.safetensors']
-    return own | dict(sha256=training.digest_of(content, own))
+    return own | dict(sha256=files.digest_of(content, own))
 
 
 def restored(change=lambda facts: facts, weights=lambda content: content, **more):

@@ -18,13 +18,14 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import meco_nb
-from meco_nb import records, training
+from meco_nb import files, records
 from meco_nb.answers import AsLogits, probabilities_of
 from meco_nb.attacks.base import Memory, steal
 from meco_nb.attacks.knockoff import Knockoff
 from meco_nb.data import make_data
 from meco_nb.defenses import MeCoPlain, ModelGuardian, ModelGuardS, RandP, Rounding, Top1
 from meco_nb.experiment import run
+from meco_nb.files import load_state, save_state, save_weights
 from meco_nb.grading import Grade, grade
 from meco_nb.grid import run_all
 from meco_nb.methods import ATTACKS, DEFENSES, AttackCard, DefenseCard, card_of
@@ -33,7 +34,7 @@ from meco_nb.oracle import AccessEnded, Averaged, Oracle, Patient, Unanswered, U
 from meco_nb.records import load_records, made_by, read_record, table
 from meco_nb.settings import resolve, run_name
 from meco_nb.theft import steps_of
-from meco_nb.training import evaluate, fit, load_state, predict, save_state, save_weights
+from meco_nb.training import evaluate, fit, predict
 
 FEW = dict(budget=200, quick=True, rows=['Knockoff, shapes'])
 MODULES = [n for n in DEFENSES if n != 'undefended']
@@ -377,7 +378,7 @@ def test_tied_weights_are_saved(tmp_path):
     tied[1].weight = layer.weight
     save_weights(tmp_path / 'tied.safetensors', tied, {})
     other = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
-    training.load_weights(tmp_path / 'tied.safetensors', other)
+    files.load_weights(tmp_path / 'tied.safetensors', other)
     assert torch.equal(other[0].weight, other[1].weight)
 
 

@@ -14,11 +14,11 @@ import torch
 from meco_nb.cost import cost, counted, small_theft
 from meco_nb.data import load_data
 from meco_nb.experiment import Scene, run
+from meco_nb.files import load_state, save_state
 from meco_nb.models import build_model
 from meco_nb.oracle import Undefended
 from meco_nb.records import load_records
 from meco_nb.settings import resolve, run_name
-from meco_nb.training import load_state, save_state
 
 SHORT = dict(
     preset='digits',

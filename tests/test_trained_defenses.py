@@ -18,13 +18,14 @@ from meco_nb.defenses.ini import ini_objectives, pcgrad
 from meco_nb.defenses.model_guardian import ModelGuardian, admitted, deceive
 from meco_nb.defenses.synthetic import SYNTHETIC, diffusion_images, gan_images, thief_images
 from meco_nb.experiment import run
+from meco_nb.files import load_weights, save_weights, weights_of
 from meco_nb.images import make_images
 from meco_nb.methods import ATTACKS, DEFENSES, settings_of
 from meco_nb.models import build_model, reinitialised
 from meco_nb.oracle import AccessEnded, Oracle
 from meco_nb.settings import resolve
 from meco_nb.theft import Theft
-from meco_nb.training import evaluate, load_weights, save_weights, weights_of
+from meco_nb.training import evaluate
 from meco_nb.utility import layered
 
 NAMES = ['edm', 'misleader', 'ini', 'adaptive_misinformation', 'model_guardian']
