@@ -5,19 +5,16 @@
 # %% auto #0
 __all__ = ['INVENTED', 'ADAPTIVE', 'DATA_FREE', 'WITH_REAL_IMAGES', 'EVERY', 'STRONGEST', 'FIRST_LOOK', 'SHORT', 'knockoff',
            'dfme', 'row_of', 'named', 'given_clone', 'seconds_of', 'expected_seconds', 'announce', 'graded_settings',
-           'grade', 'carried_out', 'evaluators_oracle', 'test_digest', 'identity', 'differing', 'Evaluation',
-           'asked_test_set', 'evaluation', 'check_same', 'kept', 'check_graded', 'best', 'stored_at', 'attempts',
-           'attempt', 'without_victim', 'second_half', 'needs_real', 'grade_line', 'remarks', 'Grade', 'rows_on',
-           'store_rows', 'set_line', 'entered']
+           'grade', 'carried_out', 'check_graded', 'best', 'stored_at', 'attempts', 'attempt', 'without_victim',
+           'second_half', 'needs_real', 'grade_line', 'remarks', 'Grade', 'rows_on', 'store_rows', 'set_line',
+           'entered']
 
 # %% ../nbs/07_grade.ipynb #bae632fb
 #| code-fold: true
 #| code-summary: "Imports"
-import hashlib
 import os
 import time
-from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os.path import exists
 from pathlib import Path
 
@@ -25,10 +22,11 @@ import torch
 from torch import nn
 
 from .alone import alone
-from .data import batches, check_data, load_data
+from .data import check_data, load_data
+from .evaluator import evaluation
 from .evidence import THIEVES, WITH_REAL
 from .experiment import attackers_images, conduct, prepare, try_attack
-from .files import load_json, load_tensors, reading, save_json, save_tensors
+from .files import load_json, save_json
 from .leaderboard import check_open, enter
 from meco_nb.methods import (
     ATTACKS,
@@ -44,12 +42,12 @@ from meco_nb.methods import (
     checked,
 )
 from .models import network_name
-from .oracle import Oracle, Undefended
+from .oracle import Undefended
 from .records import markdown, project_path, read_record, weights_digest
-from .saving import made_with, settings_in
+from .saving import made_with
 from .settings import preset_for, resolve, run_name
 from .studies import row_settings
-from .theft import Ignorant, Theft, in_service, new_clone, one_thread
+from .theft import Ignorant, Theft, new_clone, one_thread
 from .training import predict, scores
 
 # %% ../nbs/07_grade.ipynb #ef4df7d1
@@ -225,113 +223,6 @@ def carried_out(plan, defense, data, seed, out, clone, report):
         known.alone = without_victim(plan, data, given, known, out)
         announce(plan, data, given, known, out)
         return Grade(*attempts(plan, defense, data, known, out, given, report), known)
-
-# %% ../nbs/07_grade.ipynb #954758ad
-def evaluators_oracle(defense, data, seed):
-    "The defense as the evaluator meets it, at the beginning of its service."
-    api = dict(shape=data.shape, num_classes=data.num_classes)
-    return Oracle(in_service(defense, seed), budget=10**12, **api)
-
-# %% ../nbs/07_grade.ipynb #f3d724b8
-def test_digest(data):
-    "SHA-256 of the test set's images and labels, in order."
-    digest = hashlib.sha256()
-    for images, labels in batches(data.test, 1024):
-        digest.update(images.contiguous().numpy().tobytes())
-        digest.update(labels.numpy().tobytes())
-    return digest.hexdigest()
-
-# %% ../nbs/07_grade.ipynb #ad59e126
-def identity(
-    defense,  # images -> probabilities
-    data,  # Data
-    oracle,  # Oracle, of which 32 images are asked for the purpose 'identity'
-):  # dict
-    "What is graded, on what, in JSON."
-    images = torch.rand(16, *data.shape, generator=torch.Generator().manual_seed(0))
-    answers, again = oracle(images, 'identity').cpu(), oracle(images, 'identity').cpu()
-    module = isinstance(defense, nn.Module)
-    return dict(
-        defense=f'{type(defense).__module__}:{type(defense).__qualname__}',
-        settings=made_with(defense)['settings'] | settings_in(defense) if module else {},
-        weights=weights_digest(defense) if module else None,
-        data=dict(shape=list(data.shape), num_classes=data.num_classes, test=test_digest(data)),
-        answers=[[round(p, 4) for p in row] for row in answers.tolist()],
-        spread=(answers - again).abs().max().item(),
-    )
-
-# %% ../nbs/07_grade.ipynb #a426978d
-def differing(facts, others):
-    "In which respects two identities differ: a list of words."
-    words = [k for k in ('defense', 'settings', 'weights', 'data') if facts[k] != others[k]]
-    change = (torch.tensor(facts['answers']) - torch.tensor(others['answers'])).abs().max()
-    same = 'data' in words or change <= 1e-3 + 2 * max(facts['spread'], others['spread'])
-    return words if same else [*words, 'answers']
-
-# %% ../nbs/07_grade.ipynb #de0aafc6
-@dataclass
-class Evaluation:
-    "What the evaluator knows of a defense."
-
-    probs: torch.Tensor  # its answers to the test set (N, K)
-    labels: torch.Tensor  # (N,)
-    ledger: dict  # the evaluator's questions, by purpose
-    seconds: float = 0.0  # that an answer takes
-    alone: float | None = None  # accuracy of a thief without a victim; None: no images
-
-    def price(self):
-        "What honest users get."
-        return scores(self.probs, self.labels)
-
-# %% ../nbs/07_grade.ipynb #5895b03c
-def asked_test_set(oracle, data):
-    "The answers (N, K) to the test set, and its labels (N,)."
-    pairs = [(oracle(x, 'the test set').cpu(), y) for x, y in batches(data.test, 1024)]
-    answers, labels = zip(*pairs, strict=True)
-    return torch.cat(answers), torch.cat(labels)
-
-# %% ../nbs/07_grade.ipynb #3568a022
-def evaluation(
-    defense,  # images -> probabilities
-    data,  # Data
-    seed,  # of the defense's noise
-    out,  # folder of a grading, or None
-):  # Evaluation
-    "The evaluator's questions; from `out` what it has asked before."
-    oracle, started = evaluators_oracle(defense, data, seed), time.monotonic()
-    facts, path = identity(defense, data, oracle), out and out / 'graded' / 'answers.safetensors'
-    seconds = (time.monotonic() - started) / oracle.used
-    if path and path.exists():
-        tensors, earlier = load_tensors(path)
-        check_same(out, facts, earlier)
-    else:
-        probs, labels = asked_test_set(evaluators_oracle(defense, data, seed), data)
-        tensors = dict(probs=probs, labels=labels)
-        oracle.charge(len(labels), 'the test set')
-    return replace(kept(path, tensors, facts, oracle.ledger), seconds=seconds)
-
-# %% ../nbs/07_grade.ipynb #4a22f860
-def check_same(out, facts, earlier):
-    "Raise one clear error if `out` holds the grading of something else."
-    with reading(out / 'graded', 'give another folder as out'):
-        words = differing(facts, earlier)
-    if words:
-        raise ValueError(
-            f"{out} holds the grading of another model ({', '.join(words)} differ): "
-            "give another folder as out, or delete it"
-        )
-
-# %% ../nbs/07_grade.ipynb #895fb91a
-def kept(path, tensors, facts, asked):
-    "The evaluation; where a path is given, with all questions that were ever asked for it."
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        ledger = path.with_name('ledger.json')
-        asked = dict(Counter(load_json(ledger) if ledger.exists() else {}) + Counter(asked))
-        if not path.exists():
-            save_tensors(path, tensors, facts)
-        save_json(ledger, asked)
-    return Evaluation(tensors['probs'], tensors['labels'], asked)
 
 # %% ../nbs/07_grade.ipynb #5cf6e915
 def check_graded(data, names, out):
