@@ -348,7 +348,8 @@ def main(words=None):
         sys.exit(f'{error}')
     os.environ['MECO_SERVE'] = json.dumps(given)
     names = 'host', 'port', 'workers', 'ssl_keyfile', 'ssl_certfile'
-    options = dict(factory=True, log_config=LOGS, access_log=False, timeout_graceful_shutdown=30)
+    options = dict(factory=True, log_config=LOGS, access_log=False)
+    options |= dict(timeout_graceful_shutdown=30, timeout_worker_healthcheck=120)
     with tempfile.TemporaryDirectory() as shared:
         if given['workers'] > 1:
             os.environ['PROMETHEUS_MULTIPROC_DIR'] = shared

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import httpx
 import numpy as np
@@ -197,9 +198,11 @@ def process(folder, port, *words):
         server = subprocess.Popen(
             [*said, '--port', str(port), *words], cwd=folder, stdout=log, stderr=log
         )
+    latest = time.monotonic() + 300
     try:
         while True:
             assert server.poll() is None, (folder / 'log').read_text()
+            assert time.monotonic() < latest, 'not ready after five minutes'
             with contextlib.suppress(httpx.TransportError):
                 if httpx.get(f'http://127.0.0.1:{port}/v2/health/ready').status_code == 200:
                     break
@@ -239,6 +242,16 @@ def test_two_workers_one_of_them_killed_and_a_restart(tmp_path, victim, images):
         assert oracle.account()['used'] == 7 * 16
     assert all(answer.equal(answers[0]) for answer in answers)
     assert counted == ['meco_images_total{user="anna"} 96.0']
+
+
+def test_a_worker_has_time_to_begin(tmp_path, victim):
+    "Five seconds, which uvicorn gives it, pass while a busy machine imports PyTorch."
+    path = str(meco_nb.save(tmp_path / 'defended', MeCo(victim, width=2)))
+    add_user(tmp_path / 'users.toml', 'anna', 10)
+    users, accounts = (str(tmp_path / name) for name in ('users.toml', 'a.db'))
+    with mock.patch('uvicorn.run') as started, mock.patch.dict(os.environ):
+        main(['--model', path, '--users', users, '--accounts', accounts, '--workers', '2'])
+    assert started.call_args.kwargs['timeout_worker_healthcheck'] >= 60
 
 
 def test_a_mistake_at_the_start_is_one_sentence(tmp_path, victim, capsys):
