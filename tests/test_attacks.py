@@ -64,6 +64,8 @@ class Watched:
     labels=st.sampled_from(['soft', 'hard']),
 )
 def test_any_budget_is_spent_to_the_query(name, victim, real, budget, batch_size, labels):
+    if name in ('ideal', 'qedg'):  # in every round they learn again from everything
+        budget = min(budget, 12 * batch_size)
     watched = Watched(victim.eval())
     oracle = Oracle(watched, budget, labels)
     attack = start(name, oracle, real, batch_size)

@@ -293,6 +293,7 @@ def test_access_that_ends_while_it_is_graded(victim, digits):
 
 def test_a_clone_that_diverges_is_a_failed_attack(victim, digits, tmp_path):
     wild = dict(attack_settings=dict(clone_lr=1e30), preset='digits', defense='undefended')
+    wild |= dict(victim_settings=dict(epochs=1))
     for attack in ('dfme', 'maze', 'knockoff'):
         record = run(**wild, attack=attack, budget=2_000, held_back=100, out=str(tmp_path))
         assert record.failed.startswith('diverged') and record.clone['accuracy'] < 0.2
@@ -499,7 +500,13 @@ def test_jitter_draws_keyed_noise_anew(victim, digits):
             far[jitter] = (Averaged(oracle, 30, jitter)(images) - mean).abs().sum(-1).mean()
     assert far[1] < far[0] / 2
     record = run(
-        preset='digits', defense='randp', attack='knockoff', budget=300, average=3, jitter=1
+        preset='digits',
+        defense='randp',
+        attack='knockoff',
+        budget=300,
+        average=3,
+        jitter=1,
+        victim_settings=dict(epochs=1),
     )
     assert sum(record.ledger.values()) == 300 and record.settings['jitter'] == 1
 
