@@ -9,7 +9,7 @@ import pytest
 from meco_nb.ablations import ROWS
 from meco_nb.claims import MIMIC_ROWS
 from meco_nb.comparison import read_stored
-from meco_nb.evidence import BENCHMARKS, rows_of
+from meco_nb.evidence import BENCHMARKS, long_rows, rows_of
 from meco_nb.found import in_short, with_findings
 from meco_nb.frontier import ROWS as FRONTIER
 from meco_nb.ours import ROWS as OURS
@@ -33,6 +33,9 @@ def stored(folder):
     elif study == 'evidence':
         benchmark = BENCHMARKS[preset]
         records = read_study(rows_of(benchmark), folder, **benchmark.base)
+    elif study == 'long':
+        base = BENCHMARKS[preset].settings | dict(held_back=0.02)
+        records = read_study(long_rows(preset), folder, **base)
     elif study in BASES:
         records = read_study(STUDIED[study], folder, **BASES[study])
     elif study in HELD_BACK:
