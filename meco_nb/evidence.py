@@ -347,7 +347,7 @@ def long_table(
     "The long thefts of each defense, and their difference to those of the undefended victim."
     short, long, lines = read_evidence(dataset), read_long(dataset), []
     for name, thefts in long.items():
-        line = {'defense': marked(name)}
+        line = {'defense': marked(name), 'seeds': ', '.join(f'{len(r)}' for r in thefts.values())}
         if name in short:
             budget = f"{short[name]['Knockoff'][0].settings['budget']:,}"
             line[f'Knockoff, {budget}'] = interval(map(stolen, short[name]['Knockoff']))
