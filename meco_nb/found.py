@@ -79,8 +79,14 @@ def about_budgets():
         for name, thefts in long.items()
         if set(thieves) <= set(thefts)
     ]
-    budgets = ' and '.join(thief.removeprefix('Knockoff, ') for thief in thieves)
-    return [f'With {budgets} queries Knockoff Nets has: {"; ".join(got)}.'] if got else []
+    if not got:
+        return []
+    few = [min(len(t[thief]) for t in long.values() if thief in t) for thief in thieves]
+    budgets = [
+        f'{thief.removeprefix("Knockoff, ")} queries ({n} seeds)'
+        for thief, n in zip(thieves, few, strict=True)
+    ]
+    return [f'With {" and ".join(budgets)} Knockoff Nets has: {"; ".join(got)}.']
 
 # %% ../nbs/07f_found.ipynb #d9dc864d
 FULL = 'fashion_mnist'  # at its full resolution
