@@ -349,7 +349,7 @@ def main(words=None):
     os.environ['MECO_SERVE'] = json.dumps(given)
     names = 'host', 'port', 'workers', 'ssl_keyfile', 'ssl_certfile'
     options = dict(factory=True, log_config=LOGS, access_log=False)
-    options |= dict(timeout_graceful_shutdown=30, timeout_worker_healthcheck=120)
+    options |= dict(timeout_graceful_shutdown=30, timeout_worker_healthcheck=30)
     with tempfile.TemporaryDirectory() as shared:
         if given['workers'] > 1:
             os.environ['PROMETHEUS_MULTIPROC_DIR'] = shared

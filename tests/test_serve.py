@@ -251,7 +251,7 @@ def test_a_worker_has_time_to_begin(tmp_path, victim):
     users, accounts = (str(tmp_path / name) for name in ('users.toml', 'a.db'))
     with mock.patch('uvicorn.run') as started, mock.patch.dict(os.environ):
         main(['--model', path, '--users', users, '--accounts', accounts, '--workers', '2'])
-    assert started.call_args.kwargs['timeout_worker_healthcheck'] >= 60
+    assert started.call_args.kwargs['timeout_worker_healthcheck'] >= 20
 
 
 def test_a_mistake_at_the_start_is_one_sentence(tmp_path, victim, capsys):
