@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['DATA_FREE', 'WITH_REAL', 'THIEVES', 'CONTROLS', 'DEFENDED', 'FEWER', 'BENCHMARKS', 'LASTING', 'LONG', 'Benchmark',
-           'benchmark_of', 'defended', 'rows_of', 'shared', 'read_evidence', 'run_evidence', 'stolen', 'strongest',
-           'ended', 'marked', 'beyond_alone', 'standing', 'ranked', 'what_is_ours', 'ranking', 'point', 'frontier',
-           'picture', 'thief_by_thief', 'long_rows', 'run_long', 'read_long', 'long_table', 'repeat', 'repeat_line']
+           'benchmark_of', 'defended', 'rows_of', 'shared', 'by_thief', 'read_evidence', 'run_evidence', 'stolen',
+           'strongest', 'ended', 'marked', 'beyond_alone', 'standing', 'ranked', 'what_is_ours', 'ranking', 'point',
+           'frontier', 'picture', 'thief_by_thief', 'long_rows', 'run_long', 'read_long', 'long_table', 'repeat',
+           'repeat_line']
 
 # %% ../nbs/07c_evidence.ipynb #33420f5e
 #| code-fold: true
@@ -66,9 +67,14 @@ class Benchmark:
     thieves: tuple = tuple(THIEVES)  # names of THIEVES
 
     @property
+    def unscaled(self):
+        "What `run_study` and `read_study` take for rows that say their own budgets."
+        return dict(**self.settings, held_back=0.02)
+
+    @property
     def base(self):
-        "What `run_study` and `read_study` take for all rows."
-        return dict(**self.settings, scale=self.scale, held_back=0.02)
+        "What they take for the rows of the benchmark."
+        return dict(**self.unscaled, scale=self.scale)
 
 # %% ../nbs/07c_evidence.ipynb #be73a6c4
 FEWER = ('DFME', 'Knockoff', 'Knockoff, hard labels', '100 real images')
@@ -117,17 +123,26 @@ def shared(
     seeds = set.intersection(*({r.settings['seed'] for r in runs} for runs in thefts.values()))
     return {t: [r for r in runs if r.settings['seed'] in seeds] for t, runs in thefts.items()}
 
+# %% ../nbs/07c_evidence.ipynb #0a4cf00a
+def by_thief(
+    rows,  # dict: 'defense | thief' -> list of Records
+):  # dict: defense -> thief -> list of Records
+    "A study of thieves, defense by defense."
+    found = {}
+    for row, runs in rows.items():
+        defense, thief = row.split(' | ')
+        found.setdefault(defense, {})[thief] = runs
+    return found
+
 # %% ../nbs/07c_evidence.ipynb #7d9a1488
 def read_evidence(
     dataset='digits',  # one of BENCHMARKS
     results='results',  # folder of the stored studies
 ):  # dict: defense -> thief -> list of Records
     "The stored study; defenses that not all thieves have robbed three times are left out."
-    benchmark, found = benchmark_of(dataset), {}
+    benchmark = benchmark_of(dataset)
     folder = project_path(results) / f'evidence-{dataset}'
-    for row, runs in read_study(rows_of(benchmark), folder, **benchmark.base).items():
-        defense, thief = row.split(' | ')
-        found.setdefault(defense, {})[thief] = runs
+    found = by_thief(read_study(rows_of(benchmark), folder, **benchmark.base))
     complete = [name for name in found if len(found[name]) == len(benchmark.thieves)]
     common = {name: shared(found[name]) for name in complete}
     return {name: thefts for name, thefts in common.items() if len(thefts['DFME']) >= 3}
@@ -324,7 +339,7 @@ def run_long(
     from meco_nb.studies import run_study
 
     check_keys('defense', defenses, LASTING)
-    base = benchmark_of(dataset).settings | dict(held_back=0.02)
+    base = benchmark_of(dataset).unscaled
     return run_study(long_rows(dataset, defenses), seeds, out, **base, **machines)
 
 # %% ../nbs/07c_evidence.ipynb #64667101
@@ -333,12 +348,8 @@ def read_long(
     results='results',  # folder of the stored studies
 ):  # dict: defense -> thief -> list of Records
     "The stored long thefts."
-    folder, found = project_path(results) / f'long-{dataset}', {}
-    base = benchmark_of(dataset).settings | dict(held_back=0.02)
-    for row, runs in read_study(long_rows(dataset), folder, **base).items():
-        defense, thief = row.split(' | ')
-        found.setdefault(defense, {})[thief] = runs
-    return found
+    folder = project_path(results) / f'long-{dataset}'
+    return by_thief(read_study(long_rows(dataset), folder, **benchmark_of(dataset).unscaled))
 
 # %% ../nbs/07c_evidence.ipynb #ba0adcba
 def long_table(

@@ -34,8 +34,7 @@ def stored(folder):
         benchmark = BENCHMARKS[preset]
         records = read_study(rows_of(benchmark), folder, **benchmark.base)
     elif study == 'long':
-        base = BENCHMARKS[preset].settings | dict(held_back=0.02)
-        records = read_study(long_rows(preset), folder, **base)
+        records = read_study(long_rows(preset), folder, **BENCHMARKS[preset].unscaled)
     elif study in BASES:
         records = read_study(STUDIED[study], folder, **BASES[study])
     elif study in HELD_BACK:

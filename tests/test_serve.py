@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from unittest import mock
 
 import httpx
 import numpy as np
@@ -244,14 +243,15 @@ def test_two_workers_one_of_them_killed_and_a_restart(tmp_path, victim, images):
     assert counted == ['meco_images_total{user="anna"} 96.0']
 
 
-def test_a_worker_has_time_to_begin(tmp_path, victim):
+def test_a_worker_has_time_to_begin(tmp_path, victim, monkeypatch):
     "Five seconds, which uvicorn gives it, pass while a busy machine imports PyTorch."
-    path = str(meco_nb.save(tmp_path / 'defended', MeCo(victim, width=2)))
+    meco_nb.save(tmp_path / 'defended', MeCo(victim, width=2))
     add_user(tmp_path / 'users.toml', 'anna', 10)
-    users, accounts = (str(tmp_path / name) for name in ('users.toml', 'a.db'))
-    with mock.patch('uvicorn.run') as started, mock.patch.dict(os.environ):
-        main(['--model', path, '--users', users, '--accounts', accounts, '--workers', '2'])
-    assert started.call_args.kwargs['timeout_worker_healthcheck'] >= 20
+    late = "import sys, time\ntime.sleep(7 * any('spawn_main' in word for word in sys.orig_argv))\n"
+    (tmp_path / 'sitecustomize.py').write_text(late)
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path), prepend=os.pathsep)
+    with process(tmp_path, free_port(), '--workers', '2'):
+        assert 'died' not in (tmp_path / 'log').read_text()
 
 
 def test_a_mistake_at_the_start_is_one_sentence(tmp_path, victim, capsys):
