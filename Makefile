@@ -12,7 +12,7 @@ NOTEBOOKS := $(patsubst nbs/%.ipynb,%,$(wildcard nbs/*.ipynb nbs/attacks/*.ipynb
 
 demo: $(VENV)/ready
 	@rm -rf runs/demo && mkdir -p runs
-	$(BIN)/papermill nbs/05_attacks.ipynb runs/demo.ipynb -p preset digits -p out runs/demo --log-output --no-progress-bar 2>&1 | awk '/clone [0-9.]+%$$|Error/ { print; fflush() }'
+	$(BIN)/papermill nbs/05_attacks.ipynb runs/demo.ipynb -p preset digits -p out runs/demo --log-output --no-progress-bar 2>&1 | awk '/runs: about|clone [0-9.]+%$$|Error/ { print; fflush() }'
 	@$(BIN)/python -c "from meco_nb.records import load_records, table; print(table(load_records('runs/demo'), seconds=True))"
 	@echo "The whole story, with pictures: runs/demo.ipynb (open it with: $(BIN)/jupyter lab runs/demo.ipynb)"
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_folder', 'write_atomic', 'reading', 'compact', 'save_state', 'load_state', 'save_json', 'load_json',
            'weights_of', 'save_tensors', 'digest_of', 'load_tensors', 'save_weights', 'put_weights', 'load_weights',
-           'progress_line', 'Progress']
+           'progress_line', 'seconds_left', 'in_words', 'shown_at_once', 'Progress']
 
 # %% ../nbs/00h_files.ipynb #996d6fb2
 #| code-fold: true
@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -169,7 +170,7 @@ def load_weights(path, module):
     return put_weights(path, load_tensors(path)[0], module)
 
 # %% ../nbs/00h_files.ipynb #5488954f
-def progress_line(total, text):
+def progress_line(total, text, first=0):
     "A widget of JupyterLab (where somebody reads on) or a bar on a terminal, or None."
     if os.environ.get('MECO_PROGRESS') == '0':
         return None
@@ -179,30 +180,78 @@ def progress_line(total, text):
         return display({'text/plain': text}, raw=True, display_id=True)
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=text, leave=False, disable=None, unit_scale=True)
+    return tqdm(total=total, desc=text, initial=first, leave=False, disable=None, unit_scale=True)
+
+# %% ../nbs/00h_files.ipynb #e0207b9d
+def seconds_left(
+    passed,  # seconds
+    done,  # steps in that time
+    ahead,  # steps that are left
+    expected=None,  # seconds that all of it was to take
+):  # seconds, or None where nothing is known
+    "What is left of a loop, at the pace so far, or as it was expected."
+    if done:
+        return passed / done * ahead
+    return None if expected is None else max(expected - passed, 0)
+
+# %% ../nbs/00h_files.ipynb #4afa704b
+def in_words(seconds):
+    "A time to plan by: '40 seconds', '12 minutes', '3.5 hours'."
+    if seconds < 90:
+        return f'{seconds:.0f} seconds'
+    return f'{seconds / 60:.0f} minutes' if seconds < 5400 else f'{seconds / 3600:,.1f} hours'
+
+# %% ../nbs/00h_files.ipynb #dd5f44c4
+def shown_at_once(line):
+    "Whether a line of progress is JupyterLab's."
+    return line is not None and not hasattr(line, 'close')
 
 # %% ../nbs/00h_files.ipynb #8a32a521
 class Progress:
-    "A progress line that shows on a terminal and in JupyterLab, and leaves nothing behind."
+    "Says how far a loop is and what is left: on a terminal, in JupyterLab, or in a log."
 
-    def __init__(self, total, text):
-        self.total, self.text, self.line = total, text, progress_line(total, text)
-        self.done, self.shown = 0, 0.0
+    every = 600  # seconds between two lines of a log
+
+    def __init__(
+        self,
+        total,  # steps in all
+        text,  # what they are
+        first=0,  # steps that were done before
+        expected=None,  # seconds that all of it will take
+    ):
+        self.total, self.text, self.first, self.expected = total, text, first, expected
+        self.line, self.done = progress_line(total, text, first), first
+        self.started, self.shown, self.ended = time.monotonic(), 0.0, threading.Event()
+
+    def said(self):
+        "Where it is, in words."
+        passed, new = time.monotonic() - self.started, self.done - self.first
+        left = seconds_left(passed, new, self.total - self.done, self.expected)
+        more = '' if left is None else f', {in_words(left)} left'
+        return f'{self.text}: {self.done:,} of {self.total:,} ({self.done / self.total:.0%}){more}'
 
     def update(self, done):
-        more, self.done = done - self.done, done
-        if hasattr(self.line, 'close'):
+        more, self.done, now = done - self.done, done, time.monotonic()
+        if shown_at_once(self.line):
+            if now > self.shown + 0.25:
+                self.shown = now
+                self.line.update({'text/plain': self.said()}, raw=True)
+        elif self.line is not None:
             self.line.update(more)
-        elif self.line is not None and time.monotonic() > self.shown + 0.25:
-            self.shown = time.monotonic()
-            share = f'{done:,} of {self.total:,} ({done / self.total:.0%})'
-            self.line.update({'text/plain': f'{self.text}: {share}'}, raw=True)
+
+    def log(self):
+        "A line from time to time, while the loop goes on."
+        while not self.ended.wait(self.every):
+            print(self.said(), flush=True)
 
     def __enter__(self):
+        if getattr(self.line, 'disable', False):  # neither a terminal nor JupyterLab
+            threading.Thread(target=self.log, daemon=True).start()
         return self
 
     def __exit__(self, *_):
-        if hasattr(self.line, 'close'):
-            self.line.close()
-        elif self.line is not None:
+        self.ended.set()
+        if shown_at_once(self.line):
             self.line.update({'text/plain': ''}, raw=True)
+        elif self.line is not None:
+            self.line.close()

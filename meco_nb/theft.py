@@ -294,7 +294,8 @@ class Theft:
         points=20,  # of the curve
     ):
         "Attack to the end, measuring, choosing and saving on the way."
-        with interrupt_later() as interrupted, Progress(self.oracle.budget, text) as progress:
+        whole, used = self.oracle.budget, self.oracle.used
+        with interrupt_later() as interrupted, Progress(whole, text, used) as progress:
             self.track.start()
             for used, _ in self.steps():
                 self.chooser.step()

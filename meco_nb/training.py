@@ -138,8 +138,9 @@ def train(
     steps = epochs * -(-len(dataset) // batch_size)
     optim, schedule = make_optimizer(model, optimizer, lr, weight_decay, max(steps, 1))
     course = Course(checkpoint, model=model, optim=optim, schedule=schedule)
-    with torch.random.fork_rng(), Progress(epochs, text) as progress:
-        for epoch in range(len(course.history), epochs):
+    begun = len(course.history)
+    with torch.random.fork_rng(), Progress(epochs, text, begun) as progress:
+        for epoch in range(begun, epochs):
             random = torch.Generator().manual_seed(seed * 100_003 + epoch)
             torch.manual_seed(seed * 100_003 + epoch)  # dropout has no generator of its own
             walk = prepared(batches(dataset, batch_size, random), random, augmented)

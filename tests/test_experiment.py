@@ -11,10 +11,12 @@ import pytest
 import soak
 import torch
 
-from meco_nb.cost import cost, counted, small_theft
+from meco_nb import grid
+from meco_nb.cost import cost, counted, seconds_ahead, small_theft
 from meco_nb.data import load_data
 from meco_nb.experiment import Scene, run
-from meco_nb.files import load_state, save_state
+from meco_nb.files import Progress, load_state, save_state
+from meco_nb.methods import ATTACKS, DEFENSES, AttackCard, DefenseCard, card_of
 from meco_nb.models import build_model
 from meco_nb.oracle import Undefended
 from meco_nb.records import load_records
@@ -152,3 +154,49 @@ def test_a_price_is_what_its_pieces_grow_to():
     assert price.stages['victim'].flops['Global'] == pytest.approx(training, rel=0.03)
     assert set(price.stages) == {'victim', 'theft', 'relearning', 'judging'}  # nothing to defend
     assert price.queries == 40_000 and price.kept == 40_000 * 4 * (64 + 10)
+
+
+@pytest.mark.parametrize('name', ATTACKS)
+def test_how_long_any_attack_takes_is_known_beforehand(name):
+    small = card_of(ATTACKS.find(name), AttackCard).small
+    own = dict(attack=name, attack_settings=small, victim_settings=dict(epochs=1))
+    ahead = seconds_ahead(resolve(preset='digits', defense='undefended', budget=2_000, **own))
+    assert min(ahead.values()) > 0 and set(ahead) == {'victim', 'theft', 'judging'}
+
+
+@pytest.mark.parametrize('name', ['meco', 'misleader', 'p_poison', 'model_guardian'])
+def test_how_long_a_defense_takes_is_known_beforehand(name):
+    small = card_of(DEFENSES.find(name), DefenseCard).small
+    own = dict(defense=name, defense_settings=small, victim_settings=dict(epochs=1))
+    ahead = seconds_ahead(resolve(preset='digits', attack='knockoff', budget=2_000, **own))
+    assert ('defense' in ahead) == hasattr(DEFENSES.find(name), 'fit')
+
+
+def test_a_long_grid_says_its_price_before_it_begins(monkeypatch, capsys):
+    monkeypatch.setenv('MECO_PROGRESS', '1')
+    monkeypatch.setattr(grid, 'seconds_ahead', lambda s: dict(victim=10.0, theft=s.budget / 1_000))
+    own = dict(preset='digits', defense='undefended')
+    runs = [resolve(**own, budget=b, seed=seed) for b in (20_000, 40_000) for seed in (0, 1)]
+    # two victims of ten seconds, thefts of 20, 20, 40, 40, on two workers
+    assert grid.announced(runs, workers=2) == pytest.approx((20 + 120) / 2)
+    assert capsys.readouterr().out == '4 runs: about 70 seconds\n'
+    assert grid.announced(runs[:1], workers=2) is None  # short
+    many = [resolve(**own, budget=b) for b in range(20_000, 20_020)]
+    assert grid.announced(many, workers=1) == pytest.approx(10 + 20 * 20.01, rel=0.02)
+    assert 'seen from 7 of 20 kinds' in capsys.readouterr().out
+
+
+def test_a_long_loop_prints_what_is_left_where_nobody_sees_a_bar(monkeypatch, capsys):
+    monkeypatch.setenv('MECO_PROGRESS', '1')
+    monkeypatch.delenv('JPY_SESSION_NAME', raising=False)
+    monkeypatch.setattr(Progress, 'every', 0.1)
+    with Progress(3, 'naps') as progress:
+        for done in range(3):
+            time.sleep(0.25)
+            progress.update(done + 1)
+    said = capsys.readouterr().out.splitlines()
+    assert any(line.startswith('naps: 2 of 3 (67%), 0 seconds left') for line in said)
+    monkeypatch.setenv('MECO_PROGRESS', '0')
+    with Progress(3, 'naps'):
+        time.sleep(0.25)
+    assert not capsys.readouterr().out
