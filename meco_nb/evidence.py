@@ -6,8 +6,8 @@
 __all__ = ['DATA_FREE', 'WITH_REAL', 'THIEVES', 'CONTROLS', 'DEFENDED', 'FEWER', 'BENCHMARKS', 'LASTING', 'LONG', 'Benchmark',
            'benchmark_of', 'defended', 'rows_of', 'shared', 'by_thief', 'read_evidence', 'run_evidence', 'stolen',
            'strongest', 'ended', 'marked', 'beyond_alone', 'standing', 'ranked', 'what_is_ours', 'ranking', 'point',
-           'frontier', 'picture', 'thief_by_thief', 'long_rows', 'run_long', 'read_long', 'long_table', 'repeat',
-           'repeat_line']
+           'frontier', 'picture', 'thief_by_thief', 'long_rows', 'run_long', 'long_folder', 'read_long', 'long_table',
+           'repeat', 'repeat_line']
 
 # %% ../nbs/07c_evidence.ipynb #33420f5e
 #| code-fold: true
@@ -342,13 +342,18 @@ def run_long(
     base = benchmark_of(dataset).unscaled
     return run_study(long_rows(dataset, defenses), seeds, out, **base, **machines)
 
+# %% ../nbs/07c_evidence.ipynb #0cdec8fb
+def long_folder(dataset, results='results'):
+    "Where the long thefts on a dataset lie."
+    return project_path(results) / f'long-{dataset}'
+
 # %% ../nbs/07c_evidence.ipynb #64667101
 def read_long(
     dataset='digits',  # one of BENCHMARKS
     results='results',  # folder of the stored studies
 ):  # dict: defense -> thief -> list of Records
     "The stored long thefts."
-    folder = project_path(results) / f'long-{dataset}'
+    folder = long_folder(dataset, results)
     return by_thief(read_study(long_rows(dataset), folder, **benchmark_of(dataset).unscaled))
 
 # %% ../nbs/07c_evidence.ipynb #ba0adcba

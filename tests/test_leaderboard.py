@@ -34,7 +34,15 @@ CHANGES = {
     'stolen': lambda entry: entry['thieves']['DFME']['stolen'].reverse(),
     'dataset': lambda entry: entry.update(dataset='fashion_mnist'),
     'defense': lambda entry: entry.update(name='another'),
+    'patient': lambda entry: entry['patient']['Knockoff, 20,000']['stolen'].reverse(),
+    'patient, another': lambda entry: entry['patient'].update(better=another_thief(entry)),
 }
+
+
+def another_thief(entry):
+    "A theft of another defense, as if it were a patient one of this one."
+    thefts = json.loads((ENTRIES[0].parent / 'undefended.json').read_text())['thieves']['DFME']
+    return thefts | dict(queries=10**6)
 
 
 @pytest.mark.parametrize('change', CHANGES)
@@ -57,6 +65,9 @@ def test_the_table_is_the_entries():
         line, entry = summary(read_entry(path)), read_entry(path)
         most = max(sum(entry.thieves[t].stolen) / len(entry.seeds) for t in DATA_FREE)
         assert abs(line['clone, no data, %'] - 100 * most) < 0.051
+        patient = [sum(t.stolen) / len(t.stolen) for t in entry.patient.values()]
+        assert (line['clone, patient, %'] is None) == (not patient)
+        assert not patient or abs(line['clone, patient, %'] - 100 * max(patient)) < 0.051
 
 
 def test_every_claim_has_a_verdict():
