@@ -24,7 +24,7 @@ from .attacks.disguide import DisGUIDE, spread_loss
 from .cluster import connect
 from .defenses.meco import MeCoPlain, meco_loss, perturbed
 from .dro import squared_distances, svgd_step, worst_case
-from .files import save_json
+from .files import save_json, unwatched
 from .grid import run_all
 from .models import Generator, build_model, to_image
 from .oracle import Oracle, Undefended
@@ -314,7 +314,7 @@ def bench_grid(
     "Ratios of the time of many runs to the time that one worker takes."
 
     def all_of(**how):
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, unwatched():
             run_all(grid_of(runs, budget, folder), **how)
 
     ways = {'one worker': lambda: all_of(workers=1), 'a worker per core': all_of}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_folder', 'write_atomic', 'reading', 'compact', 'save_state', 'load_state', 'save_json', 'load_json',
            'weights_of', 'save_tensors', 'digest_of', 'load_tensors', 'save_weights', 'put_weights', 'load_weights',
-           'progress_line', 'seconds_left', 'in_words', 'shown_at_once', 'Progress']
+           'progress_line', 'unwatched', 'seconds_left', 'in_words', 'shown_at_once', 'Progress']
 
 # %% ../nbs/00h_files.ipynb #996d6fb2
 #| code-fold: true
@@ -181,6 +181,19 @@ def progress_line(total, text, first=0):
     from tqdm import tqdm
 
     return tqdm(total=total, desc=text, initial=first, leave=False, disable=None, unit_scale=True)
+
+# %% ../nbs/00h_files.ipynb #4233e7ac
+@contextlib.contextmanager
+def unwatched():
+    "Within it nothing is shown: neither prices nor progress, here and in what is started here."
+    before = os.environ.get('MECO_PROGRESS')
+    os.environ['MECO_PROGRESS'] = '0'
+    try:
+        yield
+    finally:
+        del os.environ['MECO_PROGRESS']
+        if before is not None:
+            os.environ['MECO_PROGRESS'] = before
 
 # %% ../nbs/00h_files.ipynb #e0207b9d
 def seconds_left(

@@ -27,7 +27,7 @@ from .bench import grid_of
 from .cost import counted, small_theft
 from .data import load_data
 from .experiment import Scene
-from .files import load_json, save_json
+from .files import load_json, save_json, unwatched
 from .grid import end_with, run_all
 from .models import build_model
 from .oracle import Oracle, Undefended
@@ -114,7 +114,7 @@ RUNS = (1, 2, 4, 8, 16)
 # %% ../nbs/08e_growth.ipynb #410167de
 def grid(count, workers, budget=10_000):
     "Seconds, from beginning to end, of some short experiments."
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, unwatched():
         runs = grid_of(count, budget, folder)
         started = time.perf_counter()
         run_all(runs, workers=workers)
