@@ -280,6 +280,10 @@ class Cost:
         "On a machine that does `speed` operations a second, all the time."
         return self.flops / speed / 3600
 
+    def energy_at(self, speed, watts):
+        "Kilowatt hours on such a machine, if that is what it draws."
+        return self.hours_at(speed) * watts / 1000
+
     def _repr_markdown_(self):
         return cost_table(self)
 

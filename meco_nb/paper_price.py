@@ -233,25 +233,31 @@ def thefts_in(cells):
     return cells[cells.attack.notna()].drop_duplicates(same)
 
 # %% ../nbs/08f_paper_price.ipynb #01b85479
-def price_line(name, of, cells, speed):
+def price_line(name, of, cells, speed, watts):
     "One table of the paper: how much there is of it, and what it takes."
     thefts = thefts_in(cells)
     stealing = SEEDS * sum(theft_operations(of, cell) for cell in thefts.itertuples())
     training = SEEDS * sum(of['training'][key] for key in trained_for(cells))
+    hours = (stealing + training) / speed / 3600
     return {
         'table': name,
         'thefts': f'{SEEDS * len(thefts)}',
         'operations, stealing': f'{stealing:.1e}',
         'training': f'{training:.1e}',
-        'days': f'{(stealing + training) / speed / 86_400:,.1f}',
+        'days': f'{hours / 24:,.1f}',
+        'kWh': f'{hours * watts / 1000:,.0f}',
     }
 
 # %% ../nbs/08f_paper_price.ipynb #69012018
-def price_table(of, speed=1e13):
-    "The paper's tables, and all of it, at a speed in operations a second."
-    cells = cells_of_paper()
-    lines = [price_line(table, of, rows, speed) for table, rows in cells.groupby('table')]
-    return markdown([*lines, price_line('all, each once', of, cells, speed)])
+def price_table(
+    of,  # what `count_paper` stored
+    speed=1e13,  # operations a second
+    watts=400,  # that the machine draws
+):  # str, in Markdown
+    "The paper's tables, and all of it, on a machine."
+    machine, cells = (speed, watts), cells_of_paper()
+    lines = [price_line(table, of, rows, *machine) for table, rows in cells.groupby('table')]
+    return markdown([*lines, price_line('all, each once', of, cells, *machine)])
 
 # %% ../nbs/08f_paper_price.ipynb #e61810c0
 def hours_table(of, speed=1e13, clone='ResNet18-8X', dataset='CIFAR10'):
