@@ -9,8 +9,8 @@ __all__ = ['VERDICTS', 'HOLDS', 'PART', 'NOT', 'UNKNOWN', 'evidence', 'THIEVES',
            'stored_in', 'asked', 'by_evidence', 'against_undefended', 'strongest_against', 'fall', 'soft_labels',
            'hard_labels', 'lowest_by_meco', 'prevents', 'more_than_others', 'with_data', 'adaptive',
            'hard_against_soft', 'mimics', 'printed_price', 'kept_within', 'keeps_utility', 'utility_of_row', 'dro',
-           'best_q', 'gamma', 'last', 'budgets', 'gradient', 'speed', 'memory', 'training', 'foreign', 'reduced', 'ini',
-           'ini_speed', 'edm', 'model_guardian', 'findings', 'verdicts']
+           'best_q', 'gamma', 'last', 'budgets', 'training_gains', 'differences_of', 'gradient', 'speed', 'memory',
+           'training', 'foreign', 'reduced', 'ini', 'ini_speed', 'edm', 'model_guardian', 'findings', 'verdicts']
 
 # %% ../nbs/07i_judged.ipynb #a799a3a9
 #| code-fold: true
@@ -21,7 +21,7 @@ from functools import cache
 from statistics import mean
 
 from .ablations import ROWS
-from .comparison import AGAINST
+from .comparison import AGAINST, DISTURBING, read_stored
 from meco_nb.evidence import (
     BENCHMARKS,
     DATA_FREE,
@@ -396,18 +396,39 @@ def budgets():
     stored = 'ablations-digits, evidence-digits, long-digits'
     return decided_by(cases, 'less', said, thief, stored)
 
+# %% ../nbs/07i_judged.ipynb #2f230166
+@cache
+def training_gains():
+    "What training the generator brings at 28x28: place -> trained minus untrained, by seed."
+    found, gains = read_stored('generator28', 'fashion_mnist16'), {}
+    for where in ('undefended', *DISTURBING):
+        begins = '' if where == 'undefended' else f'{where}, '
+        rows = [found.get(f'{begins}{name}', []) for name in ('rate 2e-2', 'untrained')]
+        if all(rows):
+            gains[where] = paired(*rows, lambda r: r.clone['accuracy'])
+    return gains
+
+# %% ../nbs/07i_judged.ipynb #eb1fd8a9
+def differences_of(ones, others):
+    "Seed by seed, where both have the first seeds."
+    return [a - b for a, b in zip(ones, others, strict=False)]
+
 # %% ../nbs/07i_judged.ipynb #2563833a
 @claim(
     'It disturbs the zeroth-order gradient, and that is why it protects', 'sections 1 and 4', PARTS
 )
 def gradient():
     rows = [ablations()[n] for n in ('undefended', 'undefended, untrained generator')]
-    trained = paired(*rows, last)
-    text = f'undefended, generator trained against untrained: {gap(trained)}'
-    pays = compared(trained) == 'more'  # only then is there something to disturb
-    state = PART if pays else UNKNOWN
-    scale = f'DFME, 100,000 queries, {len(trained)} seeds'
-    return Finding('the estimate becomes inaccurate', text, scale, state, 'ablations-digits')
+    cases = {'undefended': paired(*rows, last)}
+    cases |= {f'{where}, Fashion-MNIST': gain for where, gain in training_gains().items()}
+    there, defended = (training_gains().get(name, []) for name in ('undefended', 'MeCo'))
+    state = UNKNOWN  # unless training pays somewhere, and was tried on MeCo there
+    if defended and compared(there) == 'more':
+        state = verdict(dict(gain=differences_of(defended, there)), 'less')
+    text = f'generator trained against untrained: {told(cases)}'
+    scale = f'DFME, 100,000 queries, {seeds(cases)} seeds'
+    stored = 'ablations-digits, generator28-fashion_mnist16'
+    return Finding('the estimate becomes inaccurate', text, scale, state, stored)
 
 # %% ../nbs/07i_judged.ipynb #061d157f
 @claim('It answers many times faster than P-poison and GRAD', 'section 5.5, Table 13', SPEED)
