@@ -123,13 +123,14 @@ def built_attack(s, scene):
 
 # %% ../nbs/08f_paper_price.ipynb #c6989a7f
 def acts(clone, classes):
-    "Operations of DFMS-HL: one query of its last act, one image of the GAN, one of the learning."
+    "Operations of DFMS-HL: a query of its last act, an image of each GAN, one of the learning."
     s = settings_for('DFMS-HL', clone, classes, budget=1_000, attack_settings=dict(proxy_images=64))
     attack, view = built_attack(s, scene_for(s, classes))
     images = torch.rand(attack.batch_size, 3, 32, 32)
     works = dict(
         last=lambda: alternate(attack, view),
-        gan=lambda: rehearse(attack, 1.0),
+        gan=lambda: rehearse(attack, 0.0),
+        diverse=lambda: rehearse(attack, attack.first_diversity),
         learning=lambda: attack.clone.train()(images).sum().backward(),
     )
     return {name: again(work) / attack.batch_size for name, work in works.items()}
@@ -141,7 +142,7 @@ def dfms_hl_operations(of, s):
     bought = min(0.1 * s.budget, 50_000)  # before each of the two trainings
     return (
         (s.budget - 2 * bought) * of['last']
-        + 1.5 * own['gan_steps'] * batch * of['gan']
+        + own['gan_steps'] * batch * (of['gan'] + of['diverse'] / 2)  # half as many of the second
         + own['fit_epochs'] * 3 * bought * of['learning']  # the second one learns from both
     )
 
