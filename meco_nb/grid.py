@@ -201,13 +201,14 @@ def kinds_of(runs):
 # %% ../nbs/09_scale.ipynb #85af2221
 def seconds_for(runs):
     "About how long some runs take, one after the other, and how many kinds that was seen from."
-    kinds, models = kinds_of(runs), len(victims_of(runs)) / len(runs)
+    kinds, total = kinds_of(runs), 0.0
     seen = kinds[:: -(-len(kinds) // KINDS)]
-    total = 0.0
+    trained = sum(hasattr(DEFENSES.find(s.defense), 'fit') for s in runs)
+    shares = dict(victim=len(victims_of(runs)) / len(runs))  # trainings for each run
+    shares |= dict(defense=len(defenses_of(runs)) / trained) if trained else {}
     for s, count in seen:
         stages = seconds_ahead(s)
-        victims = stages.pop('victim') * models
-        total += count * (victims + sum(stages.values()))
+        total += count * sum(seconds * shares.get(n, 1) for n, seconds in stages.items())
     return total * len(runs) / sum(count for _, count in seen), len(seen)
 
 # %% ../nbs/09_scale.ipynb #85e3dac8

@@ -181,6 +181,12 @@ def test_a_long_grid_says_its_price_before_it_begins(monkeypatch, capsys):
     assert grid.announced(runs, workers=2) == pytest.approx((20 + 120) / 2)
     assert capsys.readouterr().out == '4 runs: about 70 seconds\n'
     assert grid.announced(runs[:1], workers=2) is None  # short
+    price = dict(victim=10.0, defense=30.0, theft=60.0)
+    monkeypatch.setattr(grid, 'seconds_ahead', lambda s: dict(price))
+    shared = [resolve(preset='digits', budget=b, defense='meco') for b in (50_000, 60_000)]
+    assert grid.announced(shared, workers=1) == pytest.approx(10 + 30 + 2 * 60)  # trained once
+    monkeypatch.setattr(grid, 'seconds_ahead', lambda s: dict(victim=10.0, theft=s.budget / 1_000))
+    capsys.readouterr()
     many = [resolve(**own, budget=b) for b in range(20_000, 20_020)]
     assert grid.announced(many, workers=1) == pytest.approx(10 + 20 * 20.01, rel=0.02)
     assert 'seen from 7 of 20 kinds' in capsys.readouterr().out
