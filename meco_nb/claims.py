@@ -9,8 +9,8 @@ __all__ = ['VERDICTS', 'HOLDS', 'PART', 'NOT', 'UNKNOWN', 'evidence', 'THIEVES',
            'stored_in', 'asked', 'by_evidence', 'against_undefended', 'strongest_against', 'fall', 'soft_labels',
            'hard_labels', 'lowest_by_meco', 'prevents', 'more_than_others', 'with_data', 'adaptive',
            'hard_against_soft', 'mimics', 'printed_price', 'kept_within', 'keeps_utility', 'utility_of_row', 'dro',
-           'best_q', 'gamma', 'last', 'budgets', 'training_gains', 'differences_of', 'gradient', 'speed', 'memory',
-           'training', 'foreign', 'reduced', 'ini', 'ini_speed', 'edm', 'model_guardian', 'findings', 'verdicts']
+           'best_q', 'gamma', 'last', 'budgets', 'training_gains', 'less_by', 'gradient', 'speed', 'memory', 'training',
+           'foreign', 'reduced', 'ini', 'ini_speed', 'edm', 'model_guardian', 'findings', 'verdicts']
 
 # %% ../nbs/07i_judged.ipynb #a799a3a9
 #| code-fold: true
@@ -21,7 +21,7 @@ from functools import cache
 from statistics import mean
 
 from .ablations import ROWS
-from .comparison import AGAINST, DISTURBING, read_stored
+from .comparison import AGAINST, DISTURBING, brought, read_stored
 from meco_nb.evidence import (
     BENCHMARKS,
     DATA_FREE,
@@ -399,19 +399,17 @@ def budgets():
 # %% ../nbs/07i_judged.ipynb #2f230166
 @cache
 def training_gains():
-    "What training the generator brings at 28x28: place -> trained minus untrained, by seed."
-    found, gains = read_stored('generator28', 'fashion_mnist16'), {}
-    for where in ('undefended', *DISTURBING):
-        begins = '' if where == 'undefended' else f'{where}, '
-        rows = [found.get(f'{begins}{name}', []) for name in ('rate 2e-2', 'untrained')]
-        if all(rows):
-            gains[where] = paired(*rows, lambda r: r.clone['accuracy'])
-    return gains
+    "What training the generator brings at 28x28: place -> seed -> trained minus untrained."
+    found = read_stored('generator28', 'fashion_mnist16')
+    places = {'undefended': ''} | {title: f'{title}, ' for title in DISTURBING}
+    gains = {where: brought(found, place) for where, place in places.items()}
+    return {where: gain for where, gain in gains.items() if gain}
 
 # %% ../nbs/07i_judged.ipynb #eb1fd8a9
-def differences_of(ones, others):
-    "Seed by seed, where both have the first seeds."
-    return [a - b for a, b in zip(ones, others, strict=False)]
+def less_by(place):
+    "What training brings somewhere beyond what it brings on the undefended victim, by seed."
+    there, plain = (training_gains().get(where, {}) for where in (place, 'undefended'))
+    return [there[seed] - plain[seed] for seed in there if seed in plain]
 
 # %% ../nbs/07i_judged.ipynb #2563833a
 @claim(
@@ -420,11 +418,11 @@ def differences_of(ones, others):
 def gradient():
     rows = [ablations()[n] for n in ('undefended', 'undefended, untrained generator')]
     cases = {'undefended': paired(*rows, last)}
-    cases |= {f'{where}, Fashion-MNIST': gain for where, gain in training_gains().items()}
-    there, defended = (training_gains().get(name, []) for name in ('undefended', 'MeCo'))
+    gains = {where: list(gain.values()) for where, gain in training_gains().items()}
+    cases |= {f'{where}, Fashion-MNIST': gain for where, gain in gains.items()}
     state = UNKNOWN  # unless training pays somewhere, and was tried on MeCo there
-    if defended and compared(there) == 'more':
-        state = verdict(dict(gain=differences_of(defended, there)), 'less')
+    if 'MeCo' in gains and compared(gains['undefended']) == 'more':
+        state = verdict(dict(gain=less_by('MeCo')), 'less')
     text = f'generator trained against untrained: {told(cases)}'
     scale = f'DFME, 100,000 queries, {seeds(cases)} seeds'
     stored = 'ablations-digits, generator28-fashion_mnist16'

@@ -6,7 +6,7 @@
 __all__ = ['ATTACK_ROWS', 'THIEF_ROWS', 'BUDGETS', 'GROWING', 'STRENGTH_ROWS', 'AGAINST', 'DATA_FREE', 'DISTURBING',
            'GENERATOR_ROWS', 'LIARS', 'SAME', 'KNOWING', 'FLAGGED', 'ENDED', 'MIXED', 'MIXING', 'STUDIES', 'knockoff',
            'long', 'jbda', 'equal', 'grown', 'cheap', 'swept', 'with_few', 'read_stored', 'best_clone', 'by_budget',
-           'by_counter', 'defenses_of', 'by_defense', 'ended', 'of_thefts', 'best_of', 'show_defenses']
+           'brought', 'by_counter', 'defenses_of', 'by_defense', 'ended', 'of_thefts', 'best_of', 'show_defenses']
 
 # %% ../nbs/07a_side_by_side.ipynb #2c8bcdb4
 #| code-fold: true
@@ -227,6 +227,18 @@ def by_budget(
         thief, budget = row.split(' | ')
         cells.append((thief, f'{int(budget):,}', best_clone(runs)))
     return crossed('best clone, %', cells)
+
+# %% ../nbs/07a_side_by_side.ipynb #cba3d808
+def brought(
+    records,  # of a study of generators
+    place='',  # '' for the undefended victim, else the beginning of a row's name, 'RandP, '
+):  # dict: seed -> accuracy of the clone, generator trained minus untrained
+    "What training the generator at a rate of 2e-2 brings the thief."
+    trained, plain = (records.get(f'{place}{name}', []) for name in ('rate 2e-2', 'untrained'))
+    ones, others = (
+        {r.settings['seed']: r.clone['accuracy'] for r in rs} for rs in (trained, plain)
+    )
+    return {seed: ones[seed] - others[seed] for seed in ones if seed in others}
 
 # %% ../nbs/07a_side_by_side.ipynb #eef1d1b2
 def by_counter(

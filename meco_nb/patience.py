@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from .choice import judge
 from .defenses.misdirection import nonsense_for
 from .files import load_json, save_json
-from .models import build_model
 from .oracle import Oracle, Undefended, answers_to
-from .recipe import invented, scene_of
+from .recipe import clone_from, invented, scene_of
 from .records import gap, interval, made_by, markdown, project_path
-from .relearn import Relearning, with_answers
+from .relearn import with_answers
 from .theft import in_service
 from .training import predict
 
@@ -54,11 +53,7 @@ def read(
     steps,  # answers read in all
 ):  # the clone
     "A clone that has learned from answers."
-    clone = build_model('lenet5', data, seed=seed + 1, batch_norm=True)
-    epochs = -(-steps // len(images))
-    for _ in Relearning(clone, with_answers(images, answers), epochs, seed).run():
-        pass
-    return clone.eval()
+    return clone_from(data, with_answers(images, answers), seed, -(-steps // len(images))).eval()
 
 # %% ../nbs/06h_patience.ipynb #a5e9cfda
 @torch.no_grad()
