@@ -1,8 +1,11 @@
 "Many runs on Ray, as two nodes on this machine, give what one process gives; killed or not."
 
 import os
+import shlex
 import signal
+import sys
 import threading
+import time
 from functools import partial
 
 import pytest
@@ -29,7 +32,7 @@ def cluster():
 
     os.environ['MECO_PROGRESS'] = '0'
     paths = os.pathsep.join([os.path.dirname(__file__), os.environ.get('PYTHONPATH', '')])
-    node = dict(num_cpus=1, include_dashboard=False)
+    node = dict(num_cpus=1, include_dashboard=True, dashboard_port=0)  # jobs come in there
     cluster = Cluster(initialize_head=True, head_node_args=node)
     cluster.add_node(num_cpus=1)
     own = dict(runtime_env=dict(env_vars=dict(MECO_PROGRESS='0', PYTHONPATH=paths)))
@@ -56,6 +59,26 @@ def test_two_nodes_give_the_same_records(cluster, here, tmp_path):
     assert len(ray.nodes()) == 2
     assert the_same(run_all(runs(tmp_path), engine='ray'), here)
     assert len(list((tmp_path / 'models').glob('*.safetensors'))) == 4  # two victims, two MeCos
+
+
+def ended(client, job):
+    "How a submitted job ended."
+    while not client.get_job_status(job).is_terminal():
+        time.sleep(1)
+    return client.get_job_status(job)
+
+
+def test_a_submitted_job_runs_on_the_cluster(cluster, here, tmp_path):
+    "What `ray job submit` does, without a terminal that stays open."
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    client = JobSubmissionClient(f'http://{cluster.head_node.webui_url}')
+    code = 'from meco_nb.grid import run_all; from test_cluster import runs; '
+    code += f'run_all(runs({str(tmp_path)!r}), engine="ray")'
+    words = ['env', f'PYTHONPATH={os.path.dirname(__file__)}', sys.executable, '-c', code]
+    job = client.submit_job(entrypoint=shlex.join(words))
+    assert ended(client, job) == JobStatus.SUCCEEDED, client.get_job_logs(job)
+    assert the_same(run_all(runs(tmp_path, resume=True), workers=0), here)
 
 
 def killed_once(folder, s):
