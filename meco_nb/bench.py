@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WAYS', 'BENCHMARKS', 'svgd_by_particle', 'bench_svgd', 'apart', 'straightforward_loss', 'separate_loss',
            'one_gradient_loss', 'bench_training', 'PlainGenerator', 'centred', 'disagreement_at', 'latents',
-           'plain_dfme_step', 'plain_clone_step', 'built', 'dfme_ways', 'bench_dfme', 'made', 'plain_disguide_step',
-           'disguide_ways', 'bench_disguide', 'grid_of', 'bench_grid', 'main', 'bench_table']
+           'plain_dfme_step', 'plain_clone_step', 'built', 'ours', 'dfme_ways', 'bench_dfme', 'made',
+           'plain_disguide_step', 'disguide_ways', 'bench_disguide', 'grid_of', 'bench_grid', 'main', 'bench_table']
 
 # %% ../nbs/08_performance.ipynb #a70c3de7
 #| code-fold: true
@@ -28,6 +28,7 @@ from .files import save_json, unwatched
 from .grid import run_all
 from .models import Generator, build_model, to_image
 from .oracle import Oracle, Undefended
+from .precision import computing
 from .records import made_by, markdown, project_path
 from .settings import resolve
 from .timing import in_turn, ratios
@@ -210,9 +211,23 @@ def built(
     models = [build_model(n, problem, seed=s) for n, s in zip(kinds, (0, 1, 1, 2), strict=True)]
     return [model.eval().to(device) for model in models]
 
+# %% ../nbs/08_performance.ipynb #4c7d07b1
+def ours(
+    attack,  # Attack
+    oracle,
+):  # dict: name -> function (), one step of it
+    "A step of an attack of ours, in each precision."
+    device = next(attack.clone.parameters()).device
+
+    def step(precision):
+        with computing(precision, device):
+            attack.step(oracle)
+
+    return {'ours': lambda: step('float32'), 'ours, bfloat16': lambda: step('bfloat16')}
+
 # %% ../nbs/08_performance.ipynb #7ecdda39
 def dfme_ways(names, shape, batch_size, width, device='cpu'):
-    "One iteration of DFME, straightforward and ours: functions that take it."
+    "One iteration of DFME, straightforward and ours in either precision: functions that take it."
     victim, clone, same, _ = built(names, shape, device)
     plain, oracle = PlainGenerator(shape, width=width).to(device), Oracle(Undefended(victim), 10**9)
     attack = DFME(same, shape, batch_size=batch_size, width=width)
@@ -220,7 +235,7 @@ def dfme_ways(names, shape, batch_size, width, device='cpu'):
     sgd = torch.optim.SGD(clone.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
     return {
         'straightforward': lambda: plain_dfme_step(victim, clone, plain, (adam, sgd), batch_size),
-        'ours': lambda: attack.step(oracle),
+        **ours(attack, oracle),
     }
 
 # %% ../nbs/08_performance.ipynb #5f134e2d
@@ -230,7 +245,7 @@ def bench_dfme(
     batch_size=256,
     width=64,  # of both generators
 ):
-    "Ratios of one iteration of ours to a straightforward one, and of its parts."
+    "Ratios of one iteration of ours to a straightforward one, and of its parts in float32."
     victim, clone, *_ = built(('lenet5', 'lenet5'), shape)
     images, generator = torch.rand(7 * batch_size, *shape), Generator(shape, width=width)
     ways = dfme_ways(('lenet5', 'lenet5'), shape, batch_size, width) | {
@@ -272,7 +287,7 @@ def plain_disguide_step(
 
 # %% ../nbs/08_performance.ipynb #16f07b72
 def disguide_ways(names, shape, batch_size, width, device='cpu'):
-    "One iteration of DisGUIDE, straightforward and ours: functions that take it."
+    "The same for an iteration of DisGUIDE."
     victim, first, same, second = built(names, shape, device)
     plain, oracle = PlainGenerator(shape, width=width).to(device), Oracle(Undefended(victim), 10**9)
     attack = DisGUIDE(same, shape, batch_size=batch_size, width=width)
@@ -284,7 +299,7 @@ def disguide_ways(names, shape, batch_size, width, device='cpu'):
         'straightforward': lambda: plain_disguide_step(
             victim, pair, plain, both, replay, batch_size
         ),
-        'ours': lambda: attack.step(oracle),
+        **ours(attack, oracle),
     }
 
 # %% ../nbs/08_performance.ipynb #d22b5f2c

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ATTACK_ROWS', 'THIEF_ROWS', 'BUDGETS', 'GROWING', 'STRENGTH_ROWS', 'AGAINST', 'DATA_FREE', 'DISTURBING',
-           'GENERATOR_ROWS', 'LIARS', 'SAME', 'KNOWING', 'FLAGGED', 'ENDED', 'MIXED', 'MIXING', 'STUDIES', 'knockoff',
-           'long', 'jbda', 'equal', 'grown', 'cheap', 'swept', 'with_few', 'read_stored', 'best_clone', 'by_budget',
-           'brought', 'by_counter', 'defenses_of', 'by_defense', 'ended', 'of_thefts', 'best_of', 'show_defenses']
+           'GENERATOR_ROWS', 'LIARS', 'SAME', 'KNOWING', 'FLAGGED', 'ENDED', 'MIXED', 'MIXING', 'ROUNDED', 'STUDIES',
+           'knockoff', 'long', 'jbda', 'equal', 'grown', 'cheap', 'swept', 'with_few', 'read_stored', 'best_clone',
+           'by_budget', 'brought', 'by_counter', 'defenses_of', 'by_defense', 'ended', 'of_thefts', 'best_of',
+           'show_defenses']
 
 # %% ../nbs/07a_side_by_side.ipynb #2c8bcdb4
 #| code-fold: true
@@ -165,6 +166,14 @@ MIXING = {
     'scout': with_few('scout'),
 }
 
+# %% ../nbs/07a_side_by_side.ipynb #543137e4
+ROUNDED = {
+    'DFME': dict(attack='dfme', budget=20_000, relearn=20),
+    'DisGUIDE': dict(attack='disguide', budget=5_000, relearn=20),
+    'Knockoff': SAME,
+    'Knockoff, hard labels': KNOWING['hard labels'],
+}
+
 # %% ../nbs/07a_side_by_side.ipynb #4592c859
 STUDIES = dict(
     attacks={name: dict(defense='undefended') | row for name, row in ATTACK_ROWS.items()},
@@ -186,6 +195,11 @@ STUDIES = dict(
         for thief, row in KNOWING.items()
     }
     | {f'model_guardian | {n}': dict(defense='model_guardian') | r for n, r in ENDED.items()},
+    precision={
+        f'{precision} | {thief}': dict(defense='undefended', precision=precision) | row
+        for precision in ('float32', 'bfloat16')
+        for thief, row in ROUNDED.items()
+    },
     mixing={
         f'{defense} | {thief}': dict(defense=defense) | row
         for defense in MIXED

@@ -16,7 +16,8 @@ from torch import nn
 
 from .defenses import ModelGuardian
 from .files import compact
-from .oracle import AccessEnded, Randomness, serving_state
+from .oracle import AccessEnded, serving_state
+from .randomness import Randomness
 
 # %% ../nbs/10d_memory.ipynb #3abcb675
 def remembers(defense):

@@ -62,7 +62,7 @@ class Classifier(nn.Module):
         self.normalize, self.network = Normalize(mean, std), network
 
     def forward(self, images):
-        return self.network(self.normalize(images))
+        return self.network(self.normalize(images)).to(images.dtype)
 
 # %% ../nbs/00b_models.ipynb #0df4a9eb
 LARGE = [(6, 5, 'pool'), (16, 5, 'pool')]  # (channels, kernel, what follows) from 28 pixels
@@ -331,7 +331,7 @@ class Generator(nn.Module):
         h = self.norm(self.project(z).view(len(z), -1, *self.sizes[0]))
         for block, size in zip(self.blocks, self.sizes[1:], strict=True):
             h = self.enlarge(block, h, size)
-        return self.last(h)
+        return self.last(h).to(z.dtype)
 
     def enlarge(self, block, h, size):
         "To the given size, then through a block."

@@ -4,15 +4,11 @@
 
 # %% auto #0
 __all__ = ['FLOATS', 'Undefended', 'check_images', 'BudgetExceeded', 'Unanswered', 'AccessEnded', 'answers_to', 'Ledger',
-           'serving_state', 'check_ledger', 'Oracle', 'top_class', 'Patient', 'Randomness', 'Wrapped', 'HardLabels',
-           'Averaged']
+           'serving_state', 'check_ledger', 'Oracle', 'top_class', 'Patient', 'Wrapped', 'HardLabels', 'Averaged']
 
 # %% ../nbs/00_threat_model.ipynb #ee7bc7b9
 #| code-fold: true
 #| code-summary: "Imports"
-import hashlib
-import hmac
-import os
 import threading
 import time
 from collections import Counter
@@ -23,7 +19,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from .answers import as_probabilities, device_of, modules_in, probabilities_of
-from .methods import Asked, Count, DefenseCard, Key, NotNegative, Seed, Shape, Whole, checked
+from .methods import Asked, Count, DefenseCard, NotNegative, Seed, Shape, Whole, checked
+from .precision import exact
+from .randomness import Randomness
 
 # %% ../nbs/00_threat_model.ipynb #e0289bf0
 class Undefended(nn.Module):
@@ -102,7 +100,9 @@ def answers_to(
     for module in modules_in(defense):
         module.eval()
     own = images.detach().to(device_of(defense, images.device), torch.float32, copy=True)
-    return as_probabilities(defense(own), len(images)).to(images.device, torch.float32)
+    with exact(own.device):  # whatever the asker computes in
+        answers = as_probabilities(defense(own), len(images))
+    return answers.to(images.device, torch.float32)
 
 # %% ../nbs/00_threat_model.ipynb #9b18c95a
 _LOCK = threading.Lock()  # of all ledgers
@@ -246,53 +246,6 @@ class Patient:
             except Unanswered as error:
                 time.sleep(self.wait * 2**i if error.after is None else error.after)
         return self.client(images)
-
-# %% ../nbs/00_threat_model.ipynb #8de61891
-def _seeded(data):
-    "A generator seeded with eight bytes."
-    return torch.Generator().manual_seed(int.from_bytes(data[:8], 'little') >> 1)
-
-# %% ../nbs/00_threat_model.ipynb #a844cbfc
-def _digest(key, image):
-    "HMAC-SHA256 of an image's pixels as 8-bit numbers."
-    pixels = (image.detach().float().cpu() * 255).round().clamp(0, 255).byte().contiguous()
-    return hmac.digest(key, pixels.numpy().tobytes(), hashlib.sha256)
-
-# %% ../nbs/00_threat_model.ipynb #dc5f418a
-class Randomness(nn.Module):
-    "Where a randomised defense draws its noise from. Keyed: one draw for each image of 8 bits."
-
-    @checked
-    def __init__(
-        self,
-        seeding: Literal['fresh', 'keyed'] | Seed = 'fresh',  # or an integer seed, to repeat
-        key: Key | None = None,  # the secret of 'keyed'; default: 32 bytes from the system
-    ):
-        super().__init__()
-        self.seeding, self.key, self.generator = seeding, key or os.urandom(32), None
-        if isinstance(seeding, int):
-            self.generator = torch.Generator().manual_seed(seeding)
-
-    def normal(
-        self,
-        images,  # (N, C, H, W), the queries that the noise is for
-        shape=None,  # shape of one row of noise; default: one image
-    ):  # independent N(0, 1) noise (N, *shape), on the device of the images
-        shape = tuple(shape or images.shape[1:])
-        if self.seeding == 'keyed':
-            sources = [_seeded(_digest(self.key, image)) for image in images]
-            noise = torch.stack([torch.randn(shape, generator=source) for source in sources])
-        else:
-            generator = self.generator or _seeded(os.urandom(8))
-            noise = torch.randn((len(images), *shape), generator=generator)
-        return noise.to(images.device)
-
-    def get_extra_state(self):
-        return {'rng': self.generator.get_state()} if self.generator else {}
-
-    def set_extra_state(self, state):
-        if state:
-            self.generator.set_state(state['rng'].cpu())
 
 # %% ../nbs/00_threat_model.ipynb #f81ca2af
 class Wrapped:

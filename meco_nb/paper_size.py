@@ -86,16 +86,15 @@ def repeats(batch_size, epochs=100, images=50_000, budget=20_000_000):
     return {
         'training the victim': training,
         'training MeCo': training,
-        'DFME, straightforward': budget / (7 * batch_size),  # two batches and five of the clone
-        'DFME, ours': budget / (7 * batch_size),
-        'DisGUIDE, straightforward': budget / batch_size,
-        'DisGUIDE, ours': budget / batch_size,
+        'DFME': budget / (7 * batch_size),  # two batches and five of the clone
+        'DisGUIDE': budget / batch_size,
     }
 
 # %% ../nbs/08d_paper_size.ipynb #19b8b523
 def hours(found, batch_size):
     "Hours for the whole of each."
-    return {n: found[n]['seconds'] * k / 3600 for n, k in repeats(batch_size).items()}
+    times = repeats(batch_size)
+    return {n: row['seconds'] * times[n.split(',')[0]] / 3600 for n, row in found.items()}
 
 # %% ../nbs/08d_paper_size.ipynb #322d62b6
 def size_table(result):

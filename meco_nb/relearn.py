@@ -17,6 +17,7 @@ from torch.utils.data import TensorDataset
 from .attacks.base import Memory, relearn_epoch
 from .attacks.dfme import sgd
 from .oracle import Wrapped
+from .precision import computing
 from .training import predict
 
 # %% ../nbs/05f_relearn.ipynb #15d852df
@@ -84,7 +85,9 @@ class Relearning:
         seed,  # of the order
         lr=0.1,  # at the beginning
         believe='all',  # one of BELIEVE
+        precision='float32',  # or 'bfloat16': in which the clone multiplies
     ):
+        self.precision = precision
         self.clone, self.all, self.epochs, self.lr, self.epoch = clone, bought, epochs, lr, 0
         self.believe, self.opinion = believe, None
         self.clone_optimizer, self.fresh = sgd(clone, lr), copy.deepcopy(clone.state_dict())
@@ -95,7 +98,8 @@ class Relearning:
         trainings = 2 if self.believe == 'majority' else 1
         self.bought = believed(self.all, self.believe, self.opinion)
         while self.epoch < trainings * self.epochs and len(self.bought):
-            value = relearn_epoch(self, self.epoch % self.epochs, self.epochs, self.lr, 'kl')
+            with computing(self.precision, next(self.clone.parameters()).device):
+                value = relearn_epoch(self, self.epoch % self.epochs, self.epochs, self.lr, 'kl')
             self.epoch += 1
             if self.epoch == self.epochs < trainings * self.epochs:
                 self.opinion = opinion(self.clone, self.all)

@@ -38,6 +38,7 @@ from meco_nb.methods import (
     settings_of,
 )
 from .models import find_model
+from .precision import Precision, chosen_precision
 from .relearn import BELIEVE
 from .training import train
 
@@ -124,6 +125,7 @@ class Settings:
     believe: Literal[BELIEVE] = 'all'  # which of the answers it learns from, and how
     users: Count = 1  # accounts that the attacker has, where a defense tells users apart
     real_images: Whole = 100  # of the victim's kind, for attacks that want some
+    precision: Precision = 'float32'  # in which the thief's networks multiply
 
 # %% ../nbs/05a_settings.ipynb #1af75d42
 Settings.__init__ = checked(Settings.__init__)
@@ -175,6 +177,7 @@ def resolve(
         s = replace(s, preset=auto_preset(s.dataset))
     check_keys('preset', [s.preset], PRESETS)
     s = with_methods(with_networks(s, PRESETS[s.preset]), PRESETS[s.preset])
+    s = replace(s, precision=chosen_precision(s.precision))
     check_together(s)
     return s
 

@@ -29,7 +29,8 @@ from .choice import Chooser, Reserved, choice, wearing
 from .files import Progress, load_state, save_state
 from .methods import ATTACKS, AttackCard, card_of
 from .models import build_model
-from .oracle import AccessEnded, Averaged, Oracle, Randomness, Undefended
+from .oracle import AccessEnded, Averaged, Oracle, Undefended
+from .randomness import Randomness
 from .relearn import Keeping, Relearning
 
 # %% ../nbs/05b_theft.ipynb #82cd9337
@@ -135,10 +136,12 @@ def assemble(
         more |= dict(jitter=view.randomness)
     if s.relearn:
         view = Keeping(view)
-        again = Relearning(copied(clone), view.bought, s.relearn, s.seed, believe=s.believe)
+        how = dict(believe=s.believe, precision=s.precision)
+        again = Relearning(copied(clone), view.bought, s.relearn, s.seed, **how)
         more |= dict(bought=view.bought, relearning=again)
     view, pupil, noise = perturbed_pair(s.perturb, view, clone, s.seed)
     attack = build_attack(s, pupil, real, oracle.shape)
+    attack.precision = s.precision
     attack.parts |= more if noise is None else more | dict(noise=noise)
     judged = attack.clone if pupil is clone else clone  # some attacks train several
     return Parties(oracle, view, judged, attack)

@@ -60,10 +60,10 @@ from meco_nb.oracle import (
     Ledger,
     Oracle,
     Patient,
-    Randomness,
     Unanswered,
     Undefended,
 )
+from meco_nb.randomness import Randomness
 from meco_nb.records import Record, load_records, read_record, save_record
 from meco_nb.saving import load, save
 from meco_nb.settings import Settings, file_name, resolve, run_name

@@ -11,6 +11,7 @@ from meco_nb.experiment import build_defense, run
 from meco_nb.methods import ATTACKS, DEFENSES
 from meco_nb.models import build_model
 from meco_nb.oracle import Oracle, Undefended, answers_to
+from meco_nb.randomness import Randomness
 from meco_nb.records import device_name
 from meco_nb.settings import resolve
 from meco_nb.theft import in_service
@@ -55,3 +56,11 @@ def test_a_run_repeats_on_one_device_and_says_which():
     first, second = (run(**short, defense_settings=dict(epochs=1)) for _ in range(2))
     assert first.weights == second.weights
     assert first.made_by['device'] == device_name()
+
+
+def test_keyed_noise_is_that_of_a_cpu(digits):
+    images = digits.test[:32][0]
+    coin = Randomness('keyed', b'k')
+    there = coin.normal(images.to(DEVICE))
+    assert there.device.type == DEVICE
+    assert (coin.normal(images) - there.cpu()).abs().max() < 1e-5

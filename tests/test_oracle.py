@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meco_nb.oracle import Averaged, BudgetExceeded, HardLabels, Oracle, Randomness
+from meco_nb.oracle import Averaged, BudgetExceeded, HardLabels, Oracle
+from meco_nb.randomness import Randomness
 
 
 def answer(images):

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from ..methods import Asked, Count, Positive, Seed, checked
-from ..oracle import AccessEnded, Randomness, Wrapped
+from ..oracle import AccessEnded, Wrapped
+from ..randomness import Randomness
 
 # %% ../../nbs/attacks/adaptive.ipynb #410da502
 def conv(inputs, outputs):

@@ -19,12 +19,14 @@ from torch import nn
 
 from ..kd import kl_divergence, l1_logits, recover_logits
 from ..methods import AttackCard, Count, Seed, card_of, checked
+from ..precision import computing
 
 # %% ../../nbs/01a_attack_loop.ipynb #c7a1c311
 class Attack:
     "An extraction attack. A subclass says what one `step` asks and what it learns."
 
     counters = ('steps',)  # plain values that a step changes; a subclass adds its own
+    precision = 'float32'  # or 'bfloat16': in which its networks multiply
 
     @checked
     def __init__(
@@ -46,7 +48,8 @@ class Attack:
         check_labels(self, oracle)
         check_clone(self.clone, oracle)
         while not self.done(oracle):
-            losses = self.step(oracle)
+            with computing(self.precision, next(self.clone.parameters()).device):
+                losses = self.step(oracle)
             self.steps += 1
             yield oracle.used, losses
 

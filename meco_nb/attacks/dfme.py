@@ -26,6 +26,7 @@ from meco_nb.attacks.base import (
 from ..images import Source, SourceName
 from ..methods import AttackCard, Count, Positive, Seed, Shape, Whole, checked
 from ..models import Generator, to_image
+from ..precision import exact
 from ..zeroth_order import estimate_gradient
 
 # %% ../../nbs/attacks/dfme.ipynb #45dcc72c
@@ -112,7 +113,8 @@ class Disagreement:
     def __call__(self, pre_images):
         self.images = to_image(pre_images)
         self.answers = self.oracle(self.images, 'generator')
-        logits = self.clone(self.images)
+        with exact(self.images.device):  # a difference of two of these is a derivative
+            logits = self.clone(self.images)
         self.values = -disagreement(self.answers, logits, self.loss, self.floor)
         return self.values
 

@@ -22,7 +22,7 @@ from ..dro import worst_case
 from ..images import Source, SourceName
 from ..methods import Count, DefenseCard, Key, NotNegative, Positive, Seed, Whole, checked
 from ..models import own_copy, reinitialised
-from ..oracle import Randomness
+from ..randomness import Randomness
 from ..training import check_fit, together, train
 
 # %% ../../nbs/04_meco.ipynb #ba758d15

@@ -27,7 +27,8 @@ from ..data import batches, hold_out
 from .outputs import toward
 from .synthetic import SYNTHETIC, Makers, critic
 from ..methods import L1, Count, DefenseCard, Key, Seed, Share, Whole, checked
-from ..oracle import AccessEnded, Randomness
+from ..oracle import AccessEnded
+from ..randomness import Randomness
 from ..training import check_fit, of_training, train
 
 # %% ../../nbs/defenses/model_guardian.ipynb #b986a3d4

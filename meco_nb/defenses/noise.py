@@ -24,7 +24,8 @@ from .outputs import level, toward
 from ..images import distorted
 from ..methods import L1, DefenseCard, Key, NotNegative, Seed, Whole, checked
 from ..models import own_copy
-from ..oracle import Randomness, Undefended
+from ..oracle import Undefended
+from ..randomness import Randomness
 from ..training import check_fit, of_training, train
 
 # %% ../../nbs/defenses/noise.ipynb #aa2ba2ca

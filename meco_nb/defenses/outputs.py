@@ -19,7 +19,8 @@ from torch import nn
 
 from ..answers import probabilities_of
 from ..methods import L1, Count, DefenseCard, Key, Positive, Seed, Share, Whole, checked
-from ..oracle import Randomness, top_class
+from ..oracle import top_class
+from ..randomness import Randomness
 
 # %% ../../nbs/defenses/outputs.ipynb #9bb91dbe
 class OutputDefense(nn.Module):
