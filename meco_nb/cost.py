@@ -6,7 +6,7 @@
 __all__ = ['PRICED', 'counted', 'seconds_of', 'parabola', 'Stage', 'operations', 'Piece', 'extrapolated', 'seconds_along', 'few',
            'training_piece', 'victim_piece', 'defense_piece', 'small_theft', 'asked_by_step', 'theft_piece',
            'relearning_piece', 'judging_piece', 'untrained', 'pieces', 'seconds_ahead', 'by_network', 'Cost',
-           'cost_table', 'cost', 'measure_costs', 'costs_table']
+           'cost_table', 'cost', 'priced_and_run', 'measure_costs', 'costs_table']
 
 # %% ../nbs/08c_cost.ipynb #2bd294f5
 #| code-fold: true
@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -24,10 +25,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .data import load_data
 from .experiment import Scene, attackers_images, build_defense, run, try_out
-from .files import load_json, save_json
+from .kept import keep_pieces, read_pieces
 from .models import build_model, default_device
 from .oracle import Undefended, answers_to
-from .records import made_by, markdown, project_path
+from .records import made_by, markdown
 from .relearn import Relearning, with_answers
 from .settings import resolve
 from .theft import assemble, in_service, new_clone, one_thread, steps_of
@@ -360,28 +361,31 @@ PRICED = {
     ),
 }
 
+# %% ../nbs/08c_cost.ipynb #1991cbf3
+def priced_and_run(
+    row,  # dict: settings that differ from the preset's for digits
+):  # dict: seconds and operations, expected and taken
+    "Price a run, then make it."
+    given = dict(preset='digits') | row
+    started = time.process_time()
+    expected = cost(**given)
+    calibration = time.process_time() - started
+    with one_thread():
+        taken = seconds_of(lambda: run(**given))
+    return dict(
+        expected=expected.seconds,
+        calibration=calibration,
+        taken=taken,
+        operations=expected.flops,
+        by_stage={n: stage.seconds for n, stage in expected.stages.items()},
+        made_by=made_by(),
+    )
+
 # %% ../nbs/08c_cost.ipynb #9de0ec55
 def measure_costs(path='results/cost.json', names=None):
     "Price runs, make them, and keep both, after every run."
-    path = project_path(path)
-    found = load_json(path) if path.exists() else {}
-    for name in names or [name for name in PRICED if name not in found]:
-        given = dict(preset='digits') | PRICED[name]
-        started = time.process_time()
-        expected = cost(**given)
-        calibration = time.process_time() - started
-        with one_thread():
-            taken = seconds_of(lambda given=given: run(**given))
-        found[name] = dict(
-            expected=expected.seconds,
-            calibration=calibration,
-            taken=taken,
-            operations=expected.flops,
-            by_stage={n: stage.seconds for n, stage in expected.stages.items()},
-            made_by=made_by(),
-        )
-        save_json(path, found)
-        print(costs_table({name: found[name]}).splitlines()[-1], flush=True)
+    rows = {('rows', name): partial(priced_and_run, PRICED[name]) for name in names or PRICED}
+    keep_pieces(path, rows, 'runs beside their price', again=names is not None)
 
 # %% ../nbs/08c_cost.ipynb #1e8b25de
 def costs_table(found):

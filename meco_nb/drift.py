@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['DRIFTS', 'turned', 'shifted', 'blurred', 'noised', 'darkened', 'cut_off', 'answers_until_ended', 'beside',
-           'drift_row', 'measure_drift', 'read_drift', 'over_strengths', 'lost', 'drift_table', 'drift_figure']
+           'drift_row', 'drift_of', 'measure_drift', 'read_drift', 'over_strengths', 'lost', 'drift_table',
+           'drift_figure']
 
 # %% ../nbs/07d_drift.ipynb #b22e1729
 #| code-fold: true
 #| code-summary: "Imports"
+from functools import partial
+from pathlib import Path
 from statistics import mean
 
 import matplotlib.pyplot as plt
@@ -20,9 +23,9 @@ from .data import batches, load_data
 from .drawing import COLORS
 from .evidence import DEFENDED, benchmark_of, defended, marked, what_is_ours
 from .experiment import prepare
-from .files import load_json, save_json
+from .kept import keep_pieces, read_pieces
 from .oracle import AccessEnded, Undefended
-from .records import interval, made_by, markdown, project_path, t_interval
+from .records import interval, made_by, markdown, t_interval
 from .studies import row_settings
 from .theft import in_service, one_thread
 from .training import predict
@@ -127,6 +130,16 @@ def drift_row(
             found.setdefault(name, []).append(point)
     return found
 
+# %% ../nbs/07d_drift.ipynb #ff9ce3e9
+def drift_of(
+    s,  # Settings
+    models,  # dict that keeps trained models
+):  # as of `drift_row`
+    "The defense of some settings under every drift."
+    with one_thread():
+        scene = prepare(s, load_data(s.dataset), models)
+        return drift_row(scene.defense, scene.victim, scene.data.test, s.seed)
+
 # %% ../nbs/07d_drift.ipynb #d1b0d23c
 def measure_drift(
     dataset='digits',  # one of BENCHMARKS
@@ -137,26 +150,24 @@ def measure_drift(
 ):
     "Measure defenses under drift and keep what was found, defense by defense, seed by seed."
     base, models = benchmark_of(dataset).settings, {}
-    path = project_path(path or f'results/drift-{dataset}.json')
-    for name in names or DEFENDED:
-        for seed in range(seeds):
-            found = load_json(path) if path.exists() else dict(rows={})
-            row = found['rows'].setdefault(name, {})
-            if str(seed) in row:
-                continue
-            given = defended(name, base['preset'])
-            s = row_settings(given, **base, seed=seed, out=out)
-            with one_thread():
-                scene = prepare(s, load_data(s.dataset), models)
-                drifts = drift_row(scene.defense, scene.victim, scene.data.test, seed)
-            row[str(seed)] = dict(drifts=drifts, settings=s.defense_settings, made_by=made_by())
-            save_json(path, found)
+
+    def measured(name, seed):
+        given = defended(name, base['preset'])
+        s = row_settings(given, **base, seed=seed, out=out)
+        drifts = drift_of(s, models)
+        return dict(drifts=drifts, settings=s.defense_settings, made_by=made_by())
+
+    rows = {
+        ('rows', name, str(seed)): partial(measured, name, seed)
+        for name in names or DEFENDED
+        for seed in range(seeds)
+    }
+    keep_pieces(path or f'results/drift-{dataset}.json', rows, 'defenses under drift')
 
 # %% ../nbs/07d_drift.ipynb #35553525
 def read_drift(dataset='digits', results='results'):
     "The stored study: defense -> list of rows, one per seed."
-    path = project_path(results) / f'drift-{dataset}.json'
-    rows = load_json(path)['rows'] if path.exists() else {}
+    rows = read_pieces(Path(results) / f'drift-{dataset}.json').get('rows', {})
     return {name: [row['drifts'] for row in by_seed.values()] for name, by_seed in rows.items()}
 
 # %% ../nbs/07d_drift.ipynb #223cb986

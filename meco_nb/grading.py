@@ -15,7 +15,7 @@ __all__ = ['INVENTED', 'ADAPTIVE', 'DATA_FREE', 'WITH_REAL_IMAGES', 'EVERY', 'ST
 import os
 import time
 from dataclasses import replace
-from os.path import exists
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +27,7 @@ from .evaluator import evaluation
 from .evidence import THIEVES, WITH_REAL
 from .experiment import attackers_images, conduct, prepare, try_attack
 from .files import load_json, save_json
+from .kept import keep_pieces, read_pieces
 from .leaderboard import check_open, enter
 from meco_nb.methods import (
     ATTACKS,
@@ -43,7 +44,7 @@ from meco_nb.methods import (
 )
 from .models import network_name
 from .oracle import Undefended
-from .records import markdown, project_path, read_record, weights_digest
+from .records import markdown, read_record, weights_digest
 from .saving import made_with
 from .settings import preset_for, resolve, run_name
 from .studies import row_settings
@@ -390,11 +391,9 @@ def rows_on(
 # %% ../nbs/07_grade.ipynb #1d7095de
 def store_rows(path='results/set-digits.json', defenses=None, **more):
     "Make the stored table, defense by defense; goes on where it stopped."
-    path, models = project_path(path), {}
-    for defense in defenses or DEFENSES:
-        found = load_json(path) if exists(path) else {}
-        if defense not in found:
-            save_json(path, found | {defense: rows_on(defense, models, **more)})
+    models, names = {}, defenses or DEFENSES
+    rows = {('rows', name): partial(rows_on, name, models, **more) for name in names}
+    keep_pieces(path, rows, 'defenses against every row')
 
 # %% ../nbs/07_grade.ipynb #e7c8678b
 def set_line(

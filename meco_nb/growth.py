@@ -14,6 +14,7 @@ import resource
 import tempfile
 import time
 from collections import deque
+from functools import partial
 from math import log
 from types import SimpleNamespace
 
@@ -27,11 +28,12 @@ from .bench import grid_of
 from .cost import counted, small_theft
 from .data import load_data
 from .experiment import Scene
-from .files import load_json, save_json, unwatched
+from .files import unwatched
 from .grid import end_with, run_all
+from .kept import keep_pieces, read_pieces
 from .models import build_model
 from .oracle import Oracle, Undefended
-from .records import made_by, markdown, project_path
+from .records import markdown
 from .settings import resolve
 from .theft import one_thread
 
@@ -137,25 +139,20 @@ PLAN |= {
 # %% ../nbs/08e_growth.ipynb #0840af07
 def measure_growth(path=STORED, lines=None):
     "Make the stored points; `lines`: only those of PLAN."
-    path = project_path(path)
-    found = load_json(path) if path.exists() else {}
-    for line in lines or PLAN:
-        measure, args, xs = PLAN[line]
-        points = found.setdefault(line, {})
-        for x in xs:
-            if str(x) not in points:
-                points[str(x)] = apart(measure, *args, x)
-                save_json(path, found | dict(made_by=made_by()))
-                print(line, x, points[str(x)], flush=True)
+    points = {
+        (line, str(x)): partial(apart, measure, *args, x)
+        for line, (measure, args, xs) in PLAN.items()
+        for x in xs
+        if line in (lines or PLAN)
+    }
+    keep_pieces(path, points, 'points of growth')
 
 # %% ../nbs/08e_growth.ipynb #65deabe5
 def read_growth(axis, value='seconds'):
     "The stored lines along an axis: name -> {x: value}."
-    path = project_path(STORED)
-    found = load_json(path) if path.exists() else {}
     return {
         line.split(' | ')[1]: {int(x): point[value] for x, point in points.items()}
-        for line, points in found.items()
+        for line, points in read_pieces(STORED).items()
         if line.startswith(f'{axis} | ')
     }
 

@@ -10,22 +10,20 @@ __all__ = ['KNOB', 'RIVALS', 'PARTS', 'THIEVES', 'FEW', 'WHO_KNOW', 'LEFT_OUT', 
 # %% ../nbs/06f_ours.ipynb #4f7f01c0
 #| code-fold: true
 #| code-summary: "Imports"
+from functools import partial
 from statistics import mean
 
 import matplotlib.pyplot as plt
 
 from .alone import stored_curve
 from .comparison import AGAINST, KNOWING, SAME
-from .data import load_data
 from .defenses.misdirection import FOREIGN
-from .drift import drift_row, lost, over_strengths
+from .drift import drift_of, lost, over_strengths
 from .evidence import stolen
-from .experiment import prepare
-from .files import load_json, save_json
 from .frontier import BUYERS
+from .kept import keep_pieces, read_pieces
 from .records import gap, interval, markdown, paired, project_path, t_interval
 from .studies import read_study, row_settings, run_study
-from .theft import one_thread
 
 # %% ../nbs/06f_ours.ipynb #3881d9b4
 def ours(**settings):
@@ -98,25 +96,20 @@ DRIFT = 'results/drift-ours-digits.json'
 # %% ../nbs/06f_ours.ipynb #1bd432f0
 def measure_ours(seeds=3, out='runs/ours'):
     "Drift along the knob, added to one file row by row."
-    path, models = project_path(DRIFT), {}
-    for name, row in (KNOB | RIVALS | {'unsure, not wrong': PARTS['unsure, not wrong']}).items():
-        found = load_json(path) if path.exists() else {}
-        if name not in found:
-            found[name] = []
-            for seed in range(seeds):
-                s = row_settings(row, preset='digits', seed=seed, out=out)
-                with one_thread():
-                    scene = prepare(s, load_data(s.dataset), models)
-                    found[name].append(
-                        drift_row(scene.defense, scene.victim, scene.data.test, seed)
-                    )
-            save_json(path, found)
+    models, rows = {}, KNOB | RIVALS | {'unsure, not wrong': PARTS['unsure, not wrong']}
+    drifting = {
+        ('rows', name, seed): partial(
+            drift_of, row_settings(row, preset='digits', seed=seed, out=out), models
+        )
+        for name, row in rows.items()
+        for seed in range(seeds)
+    }
+    keep_pieces(DRIFT, drifting, 'defenses under drift')
 
 # %% ../nbs/06f_ours.ipynb #5423ce72
 def drifts():
     "Drift along the knob: row -> list of what `drift_row` gave."
-    path = project_path(DRIFT)
-    return load_json(path) if path.exists() else {}
+    return read_pieces(DRIFT).get('rows', {})
 
 # %% ../nbs/06f_ours.ipynb #8147b7ef
 def best_thief(records, name):

@@ -24,10 +24,10 @@ from .attacks.dfms_hl import alternate, rehearse
 from .cost import asked_by_step, counted, few, small_theft
 from .data import make_data
 from .experiment import Scene, build_defense
-from .files import load_json, save_json
+from .kept import keep_pieces, read_pieces
 from .models import build_model
 from .oracle import Undefended
-from .records import crossed, made_by, markdown, project_path
+from .records import crossed, markdown, project_path
 from .settings import resolve
 from .theft import assemble, in_service, one_thread
 from .training import fit
@@ -196,13 +196,9 @@ def to_count():
 # %% ../nbs/08f_paper_price.ipynb #520e6be1
 def count_paper(path=STORED):
     "Count what every attack, answer and training of the paper takes; goes on where it stopped."
-    path = project_path(path)
-    found = load_json(path) if path.exists() else {}
+    counts = {place: partial(count, *args) for place, (count, *args) in to_count().items()}
     with one_thread(), torch.random.fork_rng():
-        for (kind, key), (count, *args) in to_count().items():
-            if key not in found.setdefault(kind, {}):
-                found[kind][key] = count(*args)
-                save_json(path, found | dict(made_by=made_by()))
+        keep_pieces(path, counts, 'counts of operations')
 
 # %% ../nbs/08f_paper_price.ipynb #12822195
 def theft_operations(of, cell):

@@ -9,15 +9,17 @@ __all__ = ['NEAR', 'STORED', 'SORTED', 'TITLES', 'honest', 'agreement', 'read', 
 # %% ../nbs/06h_patience.ipynb #21547bb3
 #| code-fold: true
 #| code-summary: "Imports"
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
 from .choice import judge
 from .defenses.misdirection import nonsense_for
-from .files import load_json, save_json
+from .kept import keep_pieces, read_pieces
 from .oracle import Oracle, Undefended, answers_to
 from .recipe import clone_from, invented, scene_of
-from .records import gap, interval, made_by, markdown, project_path
+from .records import gap, interval, markdown
 from .relearn import with_answers
 from .theft import in_service
 from .training import predict
@@ -109,20 +111,17 @@ SORTED = ('misdirection', 'adaptive_misinformation')
 
 def store_patience(seeds=3, **more):
     "Make the stored study, theft by theft; goes on where it stopped."
-    path = project_path(STORED)
-    for seed in range(seeds):
-        for defense in SORTED:
-            found = load_json(path) if path.exists() else dict(thefts={})
-            thefts = found['thefts'].setdefault(defense, [])
-            if len(thefts) == seed:
-                thefts.append(sorted_theft(defense, seed, **more))
-                save_json(path, found | dict(made_by=made_by()))
+    thefts = {
+        ('thefts', defense, seed): partial(sorted_theft, defense, seed, **more)
+        for seed in range(seeds)
+        for defense in SORTED
+    }
+    keep_pieces(STORED, thefts, 'thefts whose answers are sorted')
 
 # %% ../nbs/06h_patience.ipynb #8498495c
 def stored_thefts():
     "Defense -> what `sorted_theft` gave, seed by seed."
-    path = project_path(STORED)
-    return load_json(path)['thefts'] if path.exists() else {}
+    return read_pieces(STORED).get('thefts', {})
 
 # %% ../nbs/06h_patience.ipynb #c6f9c483
 TITLES = dict(

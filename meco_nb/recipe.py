@@ -9,6 +9,8 @@ __all__ = ['LIARS', 'STORED', 'another_task', 'looks', 'invented', 'honest_and_l
 # %% ../nbs/06g_recipe.ipynb #abc26fb9
 #| code-fold: true
 #| code-summary: "Imports"
+from functools import partial
+
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -20,11 +22,11 @@ from torch.utils.data import TensorDataset
 from .choice import judge
 from .data import load_data, make_data
 from .experiment import prepare
-from .files import load_json, save_json
 from .images import Source, other_dataset
+from .kept import keep_pieces, read_pieces
 from .models import build_model
 from .oracle import Oracle
-from .records import gap, interval, made_by, markdown, project_path
+from .records import gap, interval, markdown
 from .relearn import Relearning, with_answers
 from .settings import resolve
 from .theft import in_service, one_thread
@@ -124,20 +126,18 @@ STORED = 'results/recipe-digits.json'
 
 def store_recipe(defenses=LIARS, seeds=5, **more):
     "Make the stored study, theft by theft; goes on where it stopped."
-    path = project_path(STORED)
-    for defense in defenses:
-        for seed in range(seeds):
-            found = load_json(path) if path.exists() else dict(thefts={})
-            thefts = found['thefts'].setdefault(defense, [])
-            if len(thefts) == seed:
-                thefts.append(knowing_theft(defense, seed, **more))
-                save_json(path, found | dict(made_by=made_by()))
+    thefts = {
+        ('thefts', defense, seed): partial(knowing_theft, defense, seed, **more)
+        for defense in defenses
+        for seed in range(seeds)
+    }
+    keep_pieces(STORED, thefts, 'thefts by who knows the recipe')
 
 # %% ../nbs/06g_recipe.ipynb #451506c3
 def recipe_table():
     "One line per defense: how well lies are told apart, at home and there, and what it brings."
-    path, lines = project_path(STORED), []
-    for defense, thefts in (load_json(path)['thefts'] if path.exists() else {}).items():
+    lines = []
+    for defense, thefts in read_pieces(STORED).get('thefts', {}).items():
         gains = [theft['filtered'] - theft['plain'] for theft in thefts]
         lines.append(
             {
