@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meco_nb.ablations import ROWS
-from meco_nb.defenses.meco import MeCoPlain, RandomFilters, rms
+from meco_nb.defenses.meco import MeCoPlain
+from meco_nb.defenses.perturbation import RandomFilters, rms
 from meco_nb.methods import DEFENSES
 from meco_nb.models import build_model
 from meco_nb.settings import resolve, run_name
