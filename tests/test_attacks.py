@@ -15,13 +15,13 @@ from meco_nb.attacks.adaptive import PERTURB
 from meco_nb.attacks.base import steal
 from meco_nb.defenses.model_guardian import ModelGuardian
 from meco_nb.experiment import run
-from meco_nb.grading import EVERY, graded_settings, row_of
 from meco_nb.methods import ATTACKS, AttackCard, card_of, check_settings, settings_of
 from meco_nb.models import build_model, network_name
 from meco_nb.oracle import Averaged, Oracle, Undefended, Wrapped
 from meco_nb.relearn import BELIEVE
 from meco_nb.settings import resolve
 from meco_nb.theft import Theft, in_service, judge_chosen
+from meco_nb.thieves import EVERY, graded_settings, row_of
 
 CARDS = {name: card_of(ATTACKS[name], AttackCard) for name in ATTACKS}
 SMALL = {name: card.small for name, card in CARDS.items()}
