@@ -24,11 +24,12 @@ from .attacks.disguide import DisGUIDE, spread_loss
 from .cluster import connect
 from .defenses.meco import MeCoPlain, meco_loss, perturbed
 from .dro import squared_distances, svgd_step, worst_case
-from .files import save_json, unwatched
+from .files import save_json
 from .grid import run_all
 from .models import Generator, build_model, to_image
 from .oracle import Oracle, Undefended
 from .precision import computing
+from .progress import unwatched
 from .records import made_by, markdown, project_path
 from .settings import resolve
 from .timing import in_turn, ratios

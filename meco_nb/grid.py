@@ -30,8 +30,8 @@ from .cluster import on_ray
 from .cost import seconds_ahead
 from .data import load_data
 from .experiment import check_resume, prepare, run, stored, try_out, victim_facts
-from .files import Progress, in_words
 from .methods import DEFENSES, NotNegative, Whole, checked
+from .progress import Progress, in_words
 from .settings import Settings, decided, fingerprint, run_name
 from .theft import one_thread
 

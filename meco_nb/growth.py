@@ -28,11 +28,11 @@ from .bench import grid_of
 from .cost import counted, small_theft
 from .data import load_data
 from .experiment import Scene
-from .files import unwatched
 from .grid import end_with, run_all
 from .kept import keep_pieces, read_pieces
 from .models import build_model
 from .oracle import Oracle, Undefended
+from .progress import unwatched
 from .records import markdown
 from .settings import resolve
 from .theft import one_thread

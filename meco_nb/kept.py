@@ -12,7 +12,8 @@ import os
 import time
 from statistics import mean
 
-from .files import Progress, in_words, load_json, save_json
+from .files import load_json, save_json
+from .progress import Progress, in_words
 from .records import made_by, project_path
 
 # %% ../nbs/05h_kept.ipynb #6799a45e

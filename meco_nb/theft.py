@@ -26,10 +26,11 @@ from .answers import check_classifier, copied, device_of
 from .attacks.adaptive import Sybils, perturbed_pair
 from .attacks.base import Attack
 from .choice import Chooser, Reserved, choice, wearing
-from .files import Progress, load_state, save_state
+from .files import load_state, save_state
 from .methods import ATTACKS, AttackCard, card_of
 from .models import build_model
 from .oracle import AccessEnded, Averaged, Oracle, Undefended
+from .progress import Progress
 from .randomness import Randomness
 from .relearn import Keeping, Relearning
 

@@ -28,7 +28,7 @@ from meco_nb.answers import (
     shown,
 )
 from .data import batches, check_data, check_indexed
-from .files import Progress, load_state, make_folder, reading, save_state
+from .files import load_state, make_folder, reading, save_state
 from meco_nb.methods import (
     HANDED,
     Asked,
@@ -40,6 +40,7 @@ from meco_nb.methods import (
     check_settings,
     checked,
 )
+from .progress import Progress
 
 # %% ../nbs/00c_training.ipynb #89fa1267
 def augment(

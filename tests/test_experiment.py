@@ -15,10 +15,11 @@ from meco_nb import grid
 from meco_nb.cost import cost, counted, seconds_ahead, small_theft
 from meco_nb.data import load_data
 from meco_nb.experiment import Scene, run
-from meco_nb.files import Progress, load_state, save_state
+from meco_nb.files import load_state, save_state
 from meco_nb.methods import ATTACKS, DEFENSES, AttackCard, DefenseCard, card_of
 from meco_nb.models import build_model
 from meco_nb.oracle import Undefended
+from meco_nb.progress import Progress
 from meco_nb.records import load_records
 from meco_nb.settings import resolve, run_name
 
