@@ -21,7 +21,7 @@ from functools import cache
 from statistics import mean
 
 from .ablations import ROWS
-from .comparison import AGAINST, DISTURBING, brought, read_stored
+from .comparison import AGAINST, DISTURBING, HALVES, brought, read_stored
 from meco_nb.evidence import (
     BENCHMARKS,
     DATA_FREE,
@@ -401,7 +401,7 @@ def budgets():
 def training_gains():
     "What training the generator brings at 28x28: place -> seed -> trained minus untrained."
     found = read_stored('generator28', 'fashion_mnist16')
-    places = {'undefended': ''} | {title: f'{title}, ' for title in DISTURBING}
+    places = {'undefended': ''} | {title: title for title in [*DISTURBING, *HALVES]}
     gains = {where: brought(found, place) for where, place in places.items()}
     return {where: gain for where, gain in gains.items() if gain}
 
