@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WAYS', 'BENCHMARKS', 'svgd_by_particle', 'bench_svgd', 'apart', 'straightforward_loss', 'separate_loss',
            'one_gradient_loss', 'bench_training', 'PlainGenerator', 'centred', 'disagreement_at', 'latents',
-           'plain_dfme_step', 'plain_clone_step', 'built', 'ours', 'dfme_ways', 'bench_dfme', 'made',
+           'plain_dfme_step', 'plain_clone_step', 'built', 'our_steps', 'dfme_ways', 'bench_dfme', 'made',
            'plain_disguide_step', 'disguide_ways', 'bench_disguide', 'grid_of', 'bench_grid', 'main', 'bench_table']
 
 # %% ../nbs/08_performance.ipynb #a70c3de7
@@ -213,7 +213,7 @@ def built(
     return [model.eval().to(device) for model in models]
 
 # %% ../nbs/08_performance.ipynb #4c7d07b1
-def ours(
+def our_steps(
     attack,  # Attack
     oracle,
 ):  # dict: name -> function (), one step of it
@@ -236,7 +236,7 @@ def dfme_ways(names, shape, batch_size, width, device='cpu'):
     sgd = torch.optim.SGD(clone.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
     return {
         'straightforward': lambda: plain_dfme_step(victim, clone, plain, (adam, sgd), batch_size),
-        **ours(attack, oracle),
+        **our_steps(attack, oracle),
     }
 
 # %% ../nbs/08_performance.ipynb #5f134e2d
@@ -300,7 +300,7 @@ def disguide_ways(names, shape, batch_size, width, device='cpu'):
         'straightforward': lambda: plain_disguide_step(
             victim, pair, plain, both, replay, batch_size
         ),
-        **ours(attack, oracle),
+        **our_steps(attack, oracle),
     }
 
 # %% ../nbs/08_performance.ipynb #d22b5f2c
