@@ -13,6 +13,8 @@ from typing import Literal
 
 import torch
 
+from .methods import checked
+
 # %% ../nbs/00i_precision.ipynb #e53c52d5
 Precision = Literal['auto', 'float32', 'bfloat16']
 
@@ -27,12 +29,13 @@ def chosen_precision(
     return 'bfloat16' if fast else 'float32'
 
 # %% ../nbs/00i_precision.ipynb #bba2d834
+@checked
 def computing(
-    precision,  # 'float32' or 'bfloat16'
+    precision: Precision,
     device,  # torch.device of the networks
 ):  # a context
     "Within it convolutions and matrix products are computed so; weights stay as they are."
-    if precision == 'float32':
+    if chosen_precision(precision) == 'float32':
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 

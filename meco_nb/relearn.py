@@ -85,7 +85,7 @@ class Relearning:
         seed,  # of the order
         lr=0.1,  # at the beginning
         believe='all',  # one of BELIEVE
-        precision='float32',  # or 'bfloat16': in which the clone multiplies
+        precision='float32',  # or another `Precision`: in which the clone multiplies
     ):
         self.precision = precision
         self.clone, self.all, self.epochs, self.lr, self.epoch = clone, bought, epochs, lr, 0

@@ -128,3 +128,11 @@ def test_an_attack_in_half_goes_on_where_it_stopped(name, victim, digits):
     steal(second, oracle)
     for a, b in zip(whole.clone.parameters(), second.clone.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_precision_that_is_none_is_told_before_anything_is_asked(victim, digits):
+    attack = start('dfme', build_model('lenet5', digits, seed=1), None, precision='half')
+    oracle = Oracle(Undefended(victim), 200)
+    with pytest.raises(ValueError, match='precision must be'):
+        steal(attack, oracle)
+    assert oracle.used == 0

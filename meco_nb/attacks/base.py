@@ -26,7 +26,7 @@ class Attack:
     "An extraction attack. A subclass says what one `step` asks and what it learns."
 
     counters = ('steps',)  # plain values that a step changes; a subclass adds its own
-    precision = 'float32'  # or 'bfloat16': in which its networks multiply
+    precision = 'float32'  # or another `Precision`: in which its networks multiply
 
     @checked
     def __init__(
