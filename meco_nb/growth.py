@@ -139,11 +139,11 @@ PLAN |= {
 # %% ../nbs/08e_growth.ipynb #0840af07
 def measure_growth(path=STORED, lines=None):
     "Make the stored points; `lines`: only those of PLAN."
+    chosen = {line: PLAN[line] for line in lines or PLAN}
     points = {
         (line, str(x)): partial(apart, measure, *args, x)
-        for line, (measure, args, xs) in PLAN.items()
+        for line, (measure, args, xs) in chosen.items()
         for x in xs
-        if line in (lines or PLAN)
     }
     keep_pieces(path, points, 'points of growth')
 
