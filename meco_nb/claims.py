@@ -432,7 +432,10 @@ def gradient():
         f'Knockoff Nets, which estimate none, against undefended: {told(without)}; but where '
         'digits are named, all on Fashion-MNIST'
     )
-    scale = f'DFME, 100,000 queries, {seeds(cases)} seeds'
+    buyer = evidence('fashion_mnist')['meco']['Knockoff'][0].settings['budget']
+    scale = (
+        f'DFME, 100,000 queries, {seeds(cases)} seeds; Knockoff Nets, {buyer:,}, {seeds(without)}'
+    )
     stored = 'ablations-digits, generator28-fashion_mnist16, evidence-fashion_mnist'
     return Finding('the estimate becomes inaccurate', text, scale, state, stored)
 

@@ -262,8 +262,8 @@ def brought(
 ):  # dict: seed -> accuracy of the clone, generator trained minus untrained
     "What training the generator at a rate of 2e-2 brings the thief."
     _, alike = HALVES.get(place, ('', place))
-    names = [f'{where}, {row}' for where, row in ((place, 'rate 2e-2'), (alike, 'untrained'))]
-    trained, plain = (records.get(name.removeprefix(', '), []) for name in names)
+    trained = records.get(f'{place}, rate 2e-2' if place else 'rate 2e-2', [])
+    plain = records.get(f'{alike}, untrained' if alike else 'untrained', [])
     ones, others = (
         {r.settings['seed']: r.clone['accuracy'] for r in rs} for rs in (trained, plain)
     )

@@ -10,6 +10,7 @@ __all__ = ['SOUGHT', 'several_answers', 'l1_between', 'answer_statistics', 'mean
 #| code-fold: true
 #| code-summary: "Imports"
 import functools
+from dataclasses import replace
 from functools import partial
 
 import safetensors.torch
@@ -106,7 +107,6 @@ def gradient_cosine(
     return torch.cosine_similarity(estimate.flatten(1), truth.flatten(1)).mean().item()
 
 # %% ../nbs/06a_mechanisms.ipynb #fcd1f0c4
-@torch.no_grad()
 def unsteadiness(
     defense,  # images -> probabilities, with fresh noise
     images,  # (N, C, H, W)
@@ -120,11 +120,11 @@ def sought(
     seed,
     out,  # folder of its runs
 ):  # float
-    "How unsteady a defended model is on what a thief asked it, all along its theft."
+    "How unsteady a model is under MeCo on what a thief asked, whatever answered him."
     base = dict(preset='fashion_mnist16', held_back=0.02)
     s = row_settings(STUDIES['generator28'][row], seed=seed, out=out, resume=True, **base)
     asked = safetensors.torch.load_file(stored(s).with_suffix('.safetensors'))['asked']
-    scene = prepare(s, load_data(s.dataset), {})
+    scene = prepare(replace(s, control='none'), load_data(s.dataset), {})
     return unsteadiness(in_service(scene.defense, seed), asked.flatten(0, 1))
 
 # %% ../nbs/06a_mechanisms.ipynb #ac6a70ac
@@ -136,7 +136,8 @@ def store_sought(
     seeds=4,
 ):
     "Look at what the thieves of a finished study asked."
-    rows = ['MeCo, untrained', 'MeCo, rate 2e-2', *(f'{half}, rate 2e-2' for half in HALVES)]
+    trained = ['MeCo', *HALVES, 'MeCo, perturbation off']
+    rows = ['MeCo, untrained', *(f'{place}, rate 2e-2' for place in trained)]
     pieces = {
         ('rows', row, seed): partial(sought, row, seed, out)
         for row in rows
