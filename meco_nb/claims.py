@@ -469,8 +469,10 @@ MECO_STEP = '3 one batch (meco_loss)'  # of the benchmark
 # %% ../nbs/07i_judged.ipynb #7623eae2785240b9bd12b16a66d81610
 @claim('It hardly makes training more expensive', 'section 5.5, Table 15', SPEED)
 def training():
-    results = load_json(project_path('results/bench.json'))['results']
-    steps = {title: row[MECO_STEP] for title, row in results.items() if MECO_STEP in row}
+    ratios = {
+        t: row['ratios'] for t, row in load_json(project_path('results/bench.json'))['rows'].items()
+    }
+    steps = {title: row[MECO_STEP] for title, row in ratios.items() if MECO_STEP in row}
     text = '; '.join(f'{low:.1f} to {high:.1f} times: {t}' for t, (_, low, high) in steps.items())
     said = text_of('MeCo', 'training_cost_times')
     lows, highs = ([row[k] for row in steps.values()] for k in (1, 2))

@@ -34,7 +34,7 @@ from meco_nb.records import (
     t_interval,
 )
 from .settings import Settings
-from .studies import read_study
+from .studies import read_study, run_study
 
 # %% ../nbs/07c_evidence.ipynb #230c3b9d
 DATA_FREE = {
@@ -156,8 +156,6 @@ def run_evidence(
     **machines,  # workers, engine, gpus of `run_study`
 ):  # dict: row -> list of Records
     "The whole study, or the rows of some defenses."
-    from meco_nb.studies import run_study
-
     check_keys('defense', defenses or [], DEFENDED)
     benchmark = benchmark_of(dataset)
     return run_study(rows_of(benchmark, defenses), seeds, out, **benchmark.base, **machines)
@@ -336,8 +334,6 @@ def run_long(
     **machines,  # workers, engine, gpus of `run_study`
 ):  # dict: row -> list of Records
     "The long thefts, or those of some defenses."
-    from meco_nb.studies import run_study
-
     check_keys('defense', defenses, LASTING)
     base = benchmark_of(dataset).unscaled
     return run_study(long_rows(dataset, defenses), seeds, out, **base, **machines)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LAYERS', 'latency', 'peak', 'peak_growth', 'added_memory', 'parameters', 'train_and_time', 'utility_row',
-           'meco_overhead', 'read_table', 'is_stale', 'missing', 'add_row', 'main', 'utility_table', 'layered',
-           'defended', 'measure_layers']
+           'meco_overhead', 'read_table', 'is_stale', 'missing', 'main', 'utility_table', 'layered', 'defended',
+           'measure_layers']
 
 # %% ../nbs/06c_utility.ipynb #38a3ecbc
 #| code-fold: true
@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +25,7 @@ import torch
 
 from .data import batches, load_data
 from .experiment import build_defense, prepare, utility
-from .files import save_json
+from .kept import keep_pieces
 from .methods import DEFENSES, settings_of
 from .models import build_model
 from .oracle import Undefended
@@ -167,15 +168,6 @@ def missing(
     rows = table['rows']
     return [n for n in DEFENSES if n not in rows or is_stale(rows[n], n, preset)]
 
-# %% ../nbs/06c_utility.ipynb #5ee3b6ac
-def add_row(path, name, row, overhead=None):
-    "Put a row into the stored table, and MeCo's overhead, if it was measured."
-    table = read_table(path)
-    table['rows'][name] = row
-    if overhead:
-        table['meco_overhead'] = overhead
-    save_json(path, table)
-
 # %% ../nbs/06c_utility.ipynb #a3c80b8d
 def main(
     preset='digits',
@@ -183,18 +175,26 @@ def main(
     path=None,  # of the table; default: results/utility-PRESET.json
 ):
     "Measure every defense, one thread, and keep the table."
-    path = project_path(path or f'results/utility-{preset}.json')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    models, overhead = {}, None
+    path, models = path or f'results/utility-{preset}.json', {}
+    names = names or missing(read_table(project_path(path)), preset)
+
+    @cache
+    def undefended():
+        return train_and_time(resolve(preset=preset, defense='undefended'), models)
+
+    def measured(name):
+        return utility_row(name, preset, models, undefended()[1]) | dict(made_by=made_by())
+
+    def overhead():
+        data = undefended()[0].data
+        meco = prepare(resolve(preset=preset, defense='meco'), data, models).defense
+        return meco_overhead(meco, next(batches(data.test, 256))[0])
+
+    pieces = {('rows', name): partial(measured, name) for name in names}
+    if 'meco' in names:
+        pieces['meco_overhead',] = overhead
     with one_thread():
-        scene, seconds = train_and_time(resolve(preset=preset, defense='undefended'), models)
-        for name in names or missing(read_table(path), preset):
-            row = utility_row(name, preset, models, seconds) | dict(made_by=made_by())
-            if name == 'meco':
-                meco = prepare(resolve(preset=preset, defense=name), scene.data, models).defense
-                overhead = meco_overhead(meco, next(batches(scene.data.test, 256))[0])
-            add_row(path, name, row, overhead)
-            print(utility_table({name: row}).splitlines()[-1], flush=True)
+        keep_pieces(path, pieces, 'defenses and what they cost', again=True)
 
 # %% ../nbs/06c_utility.ipynb #1869c5f8
 def _cells(name, r):
@@ -246,16 +246,26 @@ def defended(name, victim, data):
 
 # %% ../nbs/06c_utility.ipynb #cbdd281d
 def measure_layers(
-    path='results/layers-digits.json',  # of the table, written after every victim
-    names=None,  # of the defenses; default: all that train their victim
+    path='results/layers-digits.json',  # of the table; what it has stays
+    names=None,  # of the defenses; default: all that train their victim. Those named: again
 ):
     "Measure the accuracy of defended victims with and without batch norm and dropout."
-    data, path, found = load_data('digits'), project_path(path), {}
-    names = names or [name for name in DEFENSES if DEFENSES[name].card.retrains]
+    data = load_data('digits')
+
+    @cache
+    def victim(layers):
+        return layered(layers, data, lr=5e-3)
+
+    def measured(layers, name):
+        whole = victim(layers)
+        model = whole if name == 'undefended' else defended(name, whole, data)
+        return evaluate(model, data.test)['accuracy']
+
+    trained = [name for name in DEFENSES if DEFENSES[name].card.retrains]
+    pieces = {
+        ('accuracy', layers, name): partial(measured, layers, name)
+        for layers in LAYERS
+        for name in names or ('undefended', *trained)
+    }
     with one_thread():
-        for layers in LAYERS:
-            victim = layered(layers, data, lr=5e-3)
-            found[layers] = {'undefended': evaluate(victim, data.test)['accuracy']}
-            for name in names:
-                found[layers][name] = evaluate(defended(name, victim, data), data.test)['accuracy']
-            save_json(path, dict(accuracy=found, made_by=made_by()))
+        keep_pieces(path, pieces, 'defended victims', again=names is not None)
