@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ATTACK_ROWS', 'THIEF_ROWS', 'BUDGETS', 'GROWING', 'STRENGTH_ROWS', 'AGAINST', 'DATA_FREE', 'DISTURBING', 'HALVES',
-           'GENERATOR_ROWS', 'LIARS', 'SAME', 'KNOWING', 'FLAGGED', 'ENDED', 'MIXED', 'MIXING', 'ROUNDED', 'STUDIES',
-           'knockoff', 'long', 'jbda', 'equal', 'grown', 'cheap', 'swept', 'with_few', 'read_stored', 'best_clone',
-           'by_budget', 'brought', 'by_counter', 'defenses_of', 'by_defense', 'ended', 'of_thefts', 'best_of',
-           'show_defenses']
+           'GENERATOR_ROWS', 'LIARS', 'SAME', 'KNOWING', 'FLAGGED', 'ENDED', 'MIXED', 'MIXING', 'ROUNDED', 'BEST_RATE',
+           'DISTURBED', 'IN_ONE_PLACE', 'PLAIN', 'AT_28', 'STUDIES', 'knockoff', 'long', 'jbda', 'equal', 'grown',
+           'cheap', 'swept', 'with_few', 'with_all', 'each', 'read_stored', 'better_clones', 'best_clone', 'by_budget',
+           'brought', 'by_counter', 'defenses_of', 'by_defense', 'ended', 'of_thefts', 'best_of', 'show_defenses']
 
 # %% ../nbs/07a_side_by_side.ipynb #2c8bcdb4
 #| code-fold: true
@@ -182,47 +182,43 @@ ROUNDED = {
     'Knockoff, hard labels': KNOWING['hard labels'],
 }
 
+# %% ../nbs/07a_side_by_side.ipynb #8b9a58a1
+def with_all(rows, **common):
+    "Rows with settings that they share; a row's own win."
+    return {name: common | row for name, row in rows.items()}
+
+# %% ../nbs/07a_side_by_side.ipynb #dac7c0c8
+def each(key, values, rows):
+    "Every row for every value of a setting, named 'value | row'."
+    return {
+        f'{value} | {name}': {key: value} | row for value in values for name, row in rows.items()
+    }
+
+# %% ../nbs/07a_side_by_side.ipynb #519d86d2
+BEST_RATE = 'rate 2e-2'
+DISTURBED = {
+    f'{title}, {name}': defense | GENERATOR_ROWS[name]
+    for title, defense in DISTURBING.items()
+    for name in ('untrained', BEST_RATE)
+}
+IN_ONE_PLACE = {
+    f'{title}, {BEST_RATE}': dict(defense='meco', where=where) | GENERATOR_ROWS[BEST_RATE]
+    for title, (where, _) in HALVES.items()
+}
+
 # %% ../nbs/07a_side_by_side.ipynb #4592c859
+PLAIN = dict(defense='undefended')
+AT_28 = with_all(GENERATOR_ROWS, **PLAIN) | DISTURBED | IN_ONE_PLACE
 STUDIES = dict(
-    attacks={name: dict(defense='undefended') | row for name, row in ATTACK_ROWS.items()},
-    thieves={name: dict(defense='undefended') | row for name, row in THIEF_ROWS.items()},
-    strength={name: dict(defense='undefended') | row for name, row in STRENGTH_ROWS.items()},
-    generator={name: dict(defense='undefended') | row for name, row in GENERATOR_ROWS.items()},
-    generator28={
-        name: dict(defense='undefended', dataset='fashion_mnist') | row
-        for name, row in GENERATOR_ROWS.items()
-    }
-    | {
-        f'{title}, {name}': defense | dict(dataset='fashion_mnist') | GENERATOR_ROWS[name]
-        for title, defense in DISTURBING.items()
-        for name in ('untrained', 'rate 2e-2')
-    }
-    | {
-        f'{title}, rate 2e-2': dict(defense='meco', where=where, dataset='fashion_mnist')
-        | GENERATOR_ROWS['rate 2e-2']
-        for title, (where, _) in HALVES.items()
-    },
-    knowing={
-        f'{defense} | {thief}': dict(defense=defense) | row
-        for defense in LIARS
-        for thief, row in KNOWING.items()
-    }
-    | {f'model_guardian | {n}': dict(defense='model_guardian') | r for n, r in ENDED.items()},
-    precision={
-        f'{precision} | {thief}': dict(defense='undefended', precision=precision) | row
-        for precision in ('float32', 'bfloat16')
-        for thief, row in ROUNDED.items()
-    },
-    mixing={
-        f'{defense} | {thief}': dict(defense=defense) | row
-        for defense in MIXED
-        for thief, row in MIXING.items()
-    },
-    defenses={
-        f'{defense} | {attack}': dict(defense=defense) | row
-        for defense in DEFENSES
-        for attack, row in AGAINST.items()
-    },
+    attacks=with_all(ATTACK_ROWS, **PLAIN),
+    thieves=with_all(THIEF_ROWS, **PLAIN),
+    strength=with_all(STRENGTH_ROWS, **PLAIN),
+    generator=with_all(GENERATOR_ROWS, **PLAIN),
+    generator28=with_all(AT_28, dataset='fashion_mnist'),
+    knowing=each('defense', LIARS, KNOWING) | each('defense', ['model_guardian'], ENDED),
+    precision=with_all(each('precision', ('float32', 'bfloat16'), ROUNDED), **PLAIN),
+    mixing=each('defense', MIXED, MIXING),
+    defenses=each('defense', DEFENSES, AGAINST),
 )
 
 # %% ../nbs/07a_side_by_side.ipynb #d21b6c62
@@ -236,13 +232,18 @@ def read_stored(
     return read_study(STUDIES[study], folder, preset=preset, held_back=0.02)
 
 # %% ../nbs/07a_side_by_side.ipynb #1a42c17a
-def best_clone(
+def better_clones(
     runs,  # list of Records, one per seed
-):  # str, mean and 95 % interval in per cent
-    "The attack's own clone or the relearned one, whichever is better on the mean."
+):  # list of accuracies, one per seed
+    "The attack's own clones or the relearned ones, whichever are better on the mean."
     own = [record.clone['accuracy'] for record in runs]
     again = [r.others['relearned']['accuracy'] for r in runs if 'relearned' in r.others]
-    return interval(max(own, again, key=sum))
+    return max(own, again, key=sum)
+
+# %% ../nbs/07a_side_by_side.ipynb #18a4e116
+def best_clone(runs):
+    "Mean and 95 % interval of the better clones, in per cent."
+    return interval(better_clones(runs))
 
 # %% ../nbs/07a_side_by_side.ipynb #9e365096
 def by_budget(
@@ -260,9 +261,9 @@ def brought(
     records,  # of a study of generators
     place='',  # of DISTURBING or HALVES; '' for the undefended victim
 ):  # dict: seed -> accuracy of the clone, generator trained minus untrained
-    "What training the generator at a rate of 2e-2 brings the thief."
+    "What training the generator at the best rate brings the thief."
     _, alike = HALVES.get(place, ('', place))
-    trained = records.get(f'{place}, rate 2e-2' if place else 'rate 2e-2', [])
+    trained = records.get(f'{place}, {BEST_RATE}' if place else BEST_RATE, [])
     plain = records.get(f'{alike}, untrained' if alike else 'untrained', [])
     ones, others = (
         {r.settings['seed']: r.clone['accuracy'] for r in rs} for rs in (trained, plain)

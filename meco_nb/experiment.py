@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Shelf', 'victim_facts', 'trained_victim', 'build_defense', 'trained_defense', 'longer_trained', 'Scene', 'prepare',
-           'utility', 'attackers_images', 'tiny', 'try_attack', 'try_out', 'conduct', 'keep', 'check_resume', 'stored',
+           'utility', 'attackers_images', 'tiny', 'try_attack', 'try_out', 'conduct', 'keep', 'check_free', 'stored',
            'run', 'carry_out', 'plan']
 
 # %% ../nbs/05_attacks.ipynb #77bd0da3
@@ -22,7 +22,7 @@ from torch import nn
 from .alone import own_images
 from .choice import judge
 from .data import Data, load_data
-from .files import load_weights, save_weights, weights_of, write_atomic
+from .files import load_weights, make_folder, save_weights, weights_of, write_atomic
 from .methods import ATTACKS, DEFENSES, AttackCard, DefenseCard, card_of, settings_of
 from .models import build_model, default_device
 from .oracle import Undefended, answers_to
@@ -256,15 +256,13 @@ def keep(path, record, theft):
     path.with_suffix('.checkpoint').unlink(missing_ok=True)
 
 # %% ../nbs/05_attacks.ipynb #5a20547a
-def check_resume(s, path):
-    "True where `path` exists and may be used; an error where it exists without `resume`."
+def check_free(s, path):
+    "Raise one clear error where a file is there and `resume` does not say to go on with it."
     if path.exists() and not s.resume:
         raise FileExistsError(
             f"{path} is there from an earlier run of the same settings: "
             "pass resume=True to go on with it, or another out"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.exists()
 
 # %% ../nbs/05_attacks.ipynb #72939263
 def stored(s):
@@ -279,10 +277,12 @@ def run(
     "One experiment: an attack on a defense, on a budget. With `out`, its record is kept there."
     s = resolve(**given)
     path = stored(s)
-    if path and check_resume(s, path):
-        return read_record(path)
     if path:
-        check_resume(s, path.with_suffix('.checkpoint'))
+        check_free(s, path)
+        if path.exists():
+            return read_record(path)
+        check_free(s, path.with_suffix('.checkpoint'))
+        make_folder(path.parent)
     data = load_data(s.dataset)
     try_out(s, data)
     with one_thread():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['seconds_of', 'expected_seconds', 'announce', 'grade', 'carried_out', 'check_graded', 'best', 'stored_at', 'attempts',
-           'attempt', 'without_victim', 'second_half', 'needs_real', 'grade_line', 'remarks', 'Grade', 'rows_on',
+           'attempt', 'needs_real', 'without_victim', 'second_half', 'grade_line', 'remarks', 'Grade', 'rows_on',
            'store_rows', 'set_line', 'entered']
 
 # %% ../nbs/07_grade.ipynb #bae632fb
@@ -179,6 +179,11 @@ def attempt(
 
     return conduct(s, data, defense, measure, known.probs, known.price(), path, clone)
 
+# %% ../nbs/07_grade.ipynb #9979aa53
+def needs_real(name):
+    "Whether a row needs real images."
+    return name in WITH_REAL_IMAGES or name in WITH_REAL
+
 # %% ../nbs/07_grade.ipynb #11d3a2ff
 def without_victim(plan, data, clone, known, out):
     "Accuracy of a thief without a victim; None where no row has real images."
@@ -203,11 +208,6 @@ def second_half(record):
     asked = sum(record.ledger.values())
     before = [point['accuracy'] for point in record.curve if 2 * point['queries'] <= asked]
     return record.curve[-1]['accuracy'] - before[-1] if before and not late else None
-
-# %% ../nbs/07_grade.ipynb #9979aa53
-def needs_real(name):
-    "Whether a row needs real images."
-    return name in WITH_REAL_IMAGES or name in WITH_REAL
 
 # %% ../nbs/07_grade.ipynb #5c08c662
 def grade_line(name, record, seconds):
@@ -260,17 +260,22 @@ class Grade(dict):
     def _repr_markdown_(self):
         return self.table()
 
+    def strongest_line(self, what, real):
+        name, record = self.strongest(real)
+        return f'strongest attack {what}: {name}, {best(record):.1%}'
+
     def __str__(self):
-        known = self.evaluation
-        asked = ', '.join(f'{count:,} for {purpose}' for purpose, count in known.ledger.items())
-        lines = [f"the defended model: {known.price()['accuracy']:.1%} on the test set"]
-        lines += ['', self.table(), ''] if self else []
-        for real, what in ((False, 'without any data'), (True, 'in all')):
-            if self and (real or not all(map(needs_real, self))):
-                name, record = self.strongest(real)
-                lines.append(f'strongest attack {what}: {name}, {best(record):.1%}')
-        lines += remarks(self, known)
+        lines = [f"the defended model: {self.evaluation.price()['accuracy']:.1%} on the test set"]
+        if self:
+            lines += ['', self.table(), '']
+        if not all(map(needs_real, self)):
+            lines.append(self.strongest_line('without any data', real=False))
+        if self:
+            lines.append(self.strongest_line('in all', real=True))
+        lines += remarks(self, self.evaluation)
         lines += [f'FAILED {name}: {said}' for name, said in self.failed.items()]
+        asked = self.evaluation.ledger.items()
+        asked = ', '.join(f'{count:,} for {purpose}' for purpose, count in asked)
         return '\n'.join([*lines, f"the evaluator's own questions: {asked}"])
 
 # %% ../nbs/07_grade.ipynb #c02bc1f6

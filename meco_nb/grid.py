@@ -29,7 +29,8 @@ from joblib.externals.loky import ProcessPoolExecutor
 from .cluster import on_ray
 from .cost import seconds_ahead
 from .data import load_data
-from .experiment import check_resume, prepare, run, stored, try_out, victim_facts
+from .experiment import check_free, prepare, run, stored, try_out, victim_facts
+from .files import make_folder
 from .methods import DEFENSES, NotNegative, Whole, checked
 from .progress import Progress, in_words
 from .settings import Settings, decided, fingerprint, run_name
@@ -162,7 +163,8 @@ def check_runs(runs):
         raise ValueError('runs side by side need a folder: pass out= to resolve')
     for s in runs:
         for suffix in ('.json', '.checkpoint'):
-            check_resume(s, stored(s).with_suffix(suffix))
+            check_free(s, stored(s).with_suffix(suffix))
+        make_folder(s.out)
 
 # %% ../nbs/09_scale.ipynb #5113ddb1
 def try_all(runs):

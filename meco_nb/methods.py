@@ -170,10 +170,12 @@ def _remembered(
     given,  # inspect.BoundArguments, of a constructor
 ):  # dict: the plain settings, and the networks' recipes, {} where a network has none
     "What something was made with."
-    _, *rest = given.arguments.items()
-    parts = {k: v for name, v in rest for k, v in (v if name == 'settings' else {name: v}).items()}
-    networks = {k: getattr(v, 'recipe', {}) for k, v in parts.items() if hasattr(v, 'state_dict')}
-    return dict(settings={k: v for k, v in parts.items() if is_plain(v)}, networks=networks)
+    made = dict(given.arguments)
+    del made[next(iter(made))]  # self
+    made |= made.pop('settings', {})  # what **settings has gathered
+    plain = {k: v for k, v in made.items() if is_plain(v)}
+    networks = {k: getattr(v, 'recipe', {}) for k, v in made.items() if hasattr(v, 'state_dict')}
+    return dict(settings=plain, networks=networks)
 
 # %% ../nbs/00e_methods.ipynb #ea3169df
 HANDED = {'checkpoint', 'each_epoch', 'text', 'seed', 'shape', 'images', 'victim', 'clone', 'data'}

@@ -65,10 +65,12 @@ def keyed_normal(
     shape,  # of a row
 ):  # float32 (N, *shape)
     "Independent N(0, 1) rows, each decided by its five words."
-    count, (k0, k1, *image) = math.prod(shape), words.T[..., None]
-    four = torch.arange(math.ceil(count / 4), device=words.device)  # which four of its numbers
-    numbers = to_normal(philox((four, *image), (k0, k1)))  # (4, N, count / 4)
-    return numbers.transpose(0, 1).flatten(1)[:, :count].reshape(-1, *shape)
+    count = math.prod(shape)
+    key, image = words.T[:2, :, None], words.T[2:, :, None]  # (2, N, 1) and (3, N, 1)
+    block = torch.arange(math.ceil(count / 4), device=words.device)  # of four numbers each
+    numbers = to_normal(philox((block, *image), key))  # (4, N, blocks)
+    rows = numbers.transpose(0, 1).flatten(1)
+    return rows[:, :count].reshape(-1, *shape)
 
 # %% ../nbs/00j_randomness.ipynb #1a335294
 def _unpredictable(device):

@@ -155,16 +155,15 @@ def wanted(cls, kind, preset):
 # %% ../nbs/05a_settings.ipynb #6fc3deec
 def batch_size(
     s,  # Settings
-    settings,  # dict, of the attack; its batch size is taken out
+    own,  # the attack's own, by its card; or None
     preset,  # Preset
     attack,  # its class
 ):  # int, or None where the attack has none
-    "The batch size of the attack."
-    own = settings.pop('batch_size', None)
-    if s.batch_size is not None:
-        return s.batch_size
-    given, default = s.attack_settings.get('batch_size'), settings_of(attack).get('batch_size')
-    return given or preset.batch_size or own or (default and default[1])
+    "The batch size of the attack: the first that somebody names."
+    _, default = settings_of(attack).get('batch_size', (None, None))
+    given = s.attack_settings.get('batch_size')
+    sources = (s.batch_size, given, preset.batch_size, own, default)
+    return next((size for size in sources if size is not None), None)
 
 # %% ../nbs/05a_settings.ipynb #8d878a39
 def resolve(
@@ -176,7 +175,8 @@ def resolve(
     if s.preset == 'auto':
         s = replace(s, preset=auto_preset(s.dataset))
     check_keys('preset', [s.preset], PRESETS)
-    s = with_methods(with_networks(s, PRESETS[s.preset]), PRESETS[s.preset])
+    preset = PRESETS[s.preset]
+    s = with_methods(with_networks(s, preset), preset)
     s = replace(s, precision=chosen_precision(s.precision))
     check_together(s)
     return s
@@ -186,7 +186,8 @@ def with_networks(s, preset):
     "Settings with dataset, victim, clone and budget filled in."
     names = ('dataset', 'victim', 'clone', 'budget')
     s = replace(s, **{k: getattr(preset, k) for k in names if getattr(s, k) is None})
-    find_dataset(s.dataset), find_model(s.victim)
+    find_dataset(s.dataset)  # raises, where it is unknown
+    find_model(s.victim)
     training = check_settings('the victim', preset.victim_settings | s.victim_settings, train)
     network = check_settings(s.clone, clone_settings(s, preset), find_model(s.clone))
     return replace(s, victim_settings=training, clone_settings=network)
@@ -195,13 +196,11 @@ def with_networks(s, preset):
 def with_methods(s, preset):
     "Settings with those of defense and attack filled in."
     defense, attack = DEFENSES.find(s.defense), ATTACKS.find(s.attack)
-    own = check_settings(
-        s.defense, wanted(defense, DefenseCard, s.preset) | s.defense_settings, *takes(defense)
-    )
-    steps = check_settings(
-        s.attack, wanted(attack, AttackCard, s.preset) | s.attack_settings, attack
-    )
-    size = batch_size(s, steps, preset, attack)
+    own = wanted(defense, DefenseCard, s.preset) | s.defense_settings
+    own = check_settings(s.defense, own, *takes(defense))
+    steps = wanted(attack, AttackCard, s.preset) | s.attack_settings
+    steps = check_settings(s.attack, steps, attack)
+    size = batch_size(s, steps.pop('batch_size', None), preset, attack)
     return replace(s, defense_settings=own, attack_settings=steps, batch_size=size)
 
 # %% ../nbs/05a_settings.ipynb #ad705cfa

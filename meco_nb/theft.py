@@ -346,22 +346,31 @@ class Theft:
         return Ignorant(self.oracle.num_classes) if is_lost(self.attack) else self.clone
 
     def look_on(self, measure, due, interrupted):
-        "Between two steps: measure until `due` points are there, save, and stop if that is wanted."
+        "Between two steps: the points that are due, a checkpoint, and the end if it is wanted."
+        behind = due > len(self.track.curve) and not is_lost(self.attack)
         late = time.monotonic() > self.checkpoint.saved + 60
-        due = 0 if due > len(self.track.curve) and is_lost(self.attack) else due
-        if due > len(self.track.curve) or interrupted or late:
+        if behind or late or interrupted:
             with self.track.paused():
-                while due > len(self.track.curve):
-                    measured, images = measure(self.clone), self.attack.samples(10).cpu()
-                    with self.kept():
-                        self.chooser.look()
-                    self.track.point(self.oracle.used, measured, images)
+                if behind:
+                    self.catch_up(measure, due)
                 self.checkpoint.save()
         if interrupted:
-            hint = '; resume=True goes on from here' if self.checkpoint.path else ''
-            raise KeyboardInterrupt(
-                f'stopped at {self.oracle.used:,} of {self.oracle.budget:,} queries{hint}'
-            )
+            self.stop()
+
+    def catch_up(self, measure, due):
+        "Measure until `due` points are on the curve."
+        while len(self.track.curve) < due:
+            measured, images = measure(self.clone), self.attack.samples(10).cpu()
+            with self.kept():
+                self.chooser.look()
+            self.track.point(self.oracle.used, measured, images)
+
+    def stop(self):
+        "The interrupt that was put off until the state was saved."
+        hint = '; resume=True goes on from here' if self.checkpoint.path else ''
+        raise KeyboardInterrupt(
+            f'stopped at {self.oracle.used:,} of {self.oracle.budget:,} queries{hint}'
+        )
 
 # %% ../nbs/05b_theft.ipynb #a189e303
 def judge_chosen(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Loss', 'KINDS', 'Attack', 'check_labels', 'shape_of', 'check_clone', 'steal', 'disagreement', 'choose_loss',
-           'clone_step', 'set_learning_rate', 'anneal', 'Memory', 'numbers', 'smallest', 'Rows', 'distil_epoch',
-           'relearn_epoch']
+           'clone_step', 'set_learning_rate', 'anneal', 'fits', 'smallest', 'empty_rows', 'Rows', 'Memory',
+           'distil_epoch', 'relearn_epoch']
 
 # %% ../../nbs/01a_attack_loop.ipynb #a3e45975
 #| code-fold: true
@@ -172,6 +172,84 @@ def anneal(optimizer, start, spent):
     for group in optimizer.param_groups:
         group['lr'] = start * (1 + math.cos(math.pi * spent)) / 2
 
+# %% ../../nbs/01a_attack_loop.ipynb #acf7f66d
+KINDS = dict(  # of storage: to it, and back; the smallest first
+    levels=(lambda x: (255 * x).round().to(torch.uint8), lambda x: x.float() / 255),
+    half=(lambda x: x.half(), lambda x: x.float()),
+    single=(lambda x: x.float(), lambda x: x),
+)
+
+# %% ../../nbs/01a_attack_loop.ipynb #b551e503
+def fits(kind, values):
+    "Whether a kind of storage gives values back to the bit."
+    there, back = KINDS[kind]
+    return torch.equal(back(there(values)), values)
+
+# %% ../../nbs/01a_attack_loop.ipynb #ce8919eb
+def smallest(values):
+    "The smallest of KINDS that gives values back to the bit."
+    for kind in KINDS:
+        if fits(kind, values):
+            return kind
+    return 'single'  # NaN equals nothing, not even itself
+
+# %% ../../nbs/01a_attack_loop.ipynb #2cbf2712
+def empty_rows(shape, dtype=torch.float32, most=2 * 10**9):
+    "An uninitialised tensor; above `most` bytes in a temporary file, mapped into memory."
+    count = math.prod(shape)
+    if dtype.itemsize * count <= most:
+        return torch.empty(shape, dtype=dtype)
+    file = tempfile.NamedTemporaryFile(prefix='meco_nb-')
+    mapped = torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(shape)
+    file.close()  # without a name it lives as long as the tensor
+    return mapped
+
+# %% ../../nbs/01a_attack_loop.ipynb #a48064a9
+def _room(rows, like, count, most):
+    "The tensor `rows` with room for `count` rows: doubled when it is full, up to `most`."
+    if rows is None:
+        return empty_rows((count, *like.shape[1:]), like.dtype)
+    if len(rows) >= count:
+        return rows
+    larger = empty_rows((min(2 * count, most or 2 * count), *like.shape[1:]), like.dtype)
+    larger[: len(rows)] = rows
+    return larger
+
+# %% ../../nbs/01a_attack_loop.ipynb #8662dfc8
+class Rows:
+    "Numbers, row by row, in the smallest of KINDS that loses none."
+
+    def __init__(self, most=None):
+        self.most, self.kind, self.kept = most, None, None
+
+    def write(self, places, values, count):
+        "Put values at their places; `count` rows are there then."
+        self.kind = self.kind or smallest(values)
+        if not fits(self.kind, values):
+            self.widen()
+        there, _ = KINDS[self.kind]
+        stored = there(values)
+        self.kept = _room(self.kept, stored, count, self.most)
+        self.kept[places] = stored
+
+    def widen(self):
+        "From here on in single precision, the rows that are there too."
+        if self.kept is not None:
+            self.kept = self.read(slice(None))
+        self.kind = 'single'
+
+    def read(self, index):
+        _, back = KINDS[self.kind]
+        return back(self.kept[index])
+
+    def state_dict(self, count):
+        return dict(kind=self.kind, kept=None if self.kept is None else self.kept[:count])
+
+    def load_state_dict(self, state):
+        self.kind, self.kept = state['kind'], None
+        if state['kept'] is not None:
+            self.kept = empty_rows(state['kept'].shape, state['kept'].dtype).copy_(state['kept'])
+
 # %% ../../nbs/01a_attack_loop.ipynb #facb630b
 class Memory:
     "Images (N, C, H, W) and answers (N, K) on the CPU; with `most`, the newest replace the oldest."
@@ -209,72 +287,6 @@ class Memory:
         self.added = state['added']
         for rows, saved in zip(self._rows, state['rows'], strict=True):
             rows.load_state_dict(saved)
-
-# %% ../../nbs/01a_attack_loop.ipynb #2cbf2712
-def numbers(shape, dtype=torch.float32, most=2 * 10**9):
-    "An uninitialised tensor; above `most` bytes in a temporary file, mapped into memory."
-    count = math.prod(shape)
-    if dtype.itemsize * count <= most:
-        return torch.empty(shape, dtype=dtype)
-    file = tempfile.NamedTemporaryFile(prefix='meco_nb-')
-    mapped = torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(shape)
-    file.close()  # without a name it lives as long as the tensor
-    return mapped
-
-# %% ../../nbs/01a_attack_loop.ipynb #acf7f66d
-KINDS = dict(  # of storage: to it, and back; the smallest first
-    levels=(lambda x: (255 * x).round().to(torch.uint8), lambda x: x.float() / 255),
-    half=(lambda x: x.half(), lambda x: x.float()),
-    single=(lambda x: x.float(), lambda x: x),
-)
-
-# %% ../../nbs/01a_attack_loop.ipynb #ce8919eb
-def smallest(values):
-    "The smallest of KINDS that gives values back to the bit."
-    return next(
-        (kind for kind, (there, back) in KINDS.items() if torch.equal(back(there(values)), values)),
-        'single',
-    )
-
-# %% ../../nbs/01a_attack_loop.ipynb #8662dfc8
-class Rows:
-    "Numbers, row by row, in the smallest of KINDS that loses none."
-
-    def __init__(self, most=None):
-        self.most, self.kind, self.kept = most, None, None
-
-    def write(self, places, values, count):
-        "Put values at their places; `count` rows are there then."
-        self.kind = self.kind or smallest(values)
-        there, back = KINDS[self.kind]
-        if not torch.equal(back(there(values)), values) and self.kind != 'single':
-            self.kept = None if self.kept is None else back(self.kept)
-            self.kind, (there, back) = 'single', KINDS['single']
-        self.kept = _room(self.kept, there(values), count, self.most)
-        self.kept[places] = there(values)
-
-    def read(self, index):
-        _, back = KINDS[self.kind]
-        return back(self.kept[index])
-
-    def state_dict(self, count):
-        return dict(kind=self.kind, kept=None if self.kept is None else self.kept[:count])
-
-    def load_state_dict(self, state):
-        self.kind, self.kept = state['kind'], None
-        if state['kept'] is not None:
-            self.kept = numbers(state['kept'].shape, state['kept'].dtype).copy_(state['kept'])
-
-# %% ../../nbs/01a_attack_loop.ipynb #a48064a9
-def _room(rows, like, count, most):
-    "The tensor `rows` with room for `count` rows: doubled when it is full, up to `most`."
-    if rows is None:
-        return numbers((count, *like.shape[1:]), like.dtype)
-    if len(rows) >= count:
-        return rows
-    larger = numbers((min(2 * count, most or 2 * count), *like.shape[1:]), like.dtype)
-    larger[: len(rows)] = rows
-    return larger
 
 # %% ../../nbs/01a_attack_loop.ipynb #4093e1e6
 def distil_epoch(
