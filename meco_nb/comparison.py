@@ -274,11 +274,11 @@ def brought(
 def by_counter(
     records,  # dict: 'defense | thief' -> list of Records
 ):  # str, a table in Markdown
-    "One line per counter, one column per defense: the relearned clone."
+    "One line per counter, one column per defense: the relearned clone, its classes renamed."
     cells = []
     for row, runs in records.items():
         defense, thief = row.split(' | ')
-        again = interval(record.others['relearned']['accuracy'] for record in runs)
+        again = interval(record.others['relearned']['renamed'] for record in runs)
         cells.append((thief, defense, again))
     return crossed('thief', cells)
 
