@@ -328,7 +328,7 @@ def hold_out(
     "A copy of `data` whose test set is a part of its training set, for choosing settings."
     check_data(data)
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))
-    cut = int(len(order) * fraction)
+    cut = max(1, int(len(order) * fraction))
     parts = dict(train=part_of(data.train, order[cut:]), test=part_of(data.train, order[:cut]))
     return replace(data, name=f'{data.name} (held out)', **parts)
 

@@ -72,7 +72,8 @@ def svgd_step(
 def energy_gradient(loss, x):
     "The gradient of U = -loss at each particle x (N, ...)."
     here = x.detach().requires_grad_()
-    (grad,) = torch.autograd.grad(-loss(here).sum(), here)
+    seen = here.clone()  # for networks that work in place
+    (grad,) = torch.autograd.grad(-loss(seen).sum(), here)
     return grad
 
 # %% ../nbs/03_dro.ipynb #34f9d1b4

@@ -18,9 +18,8 @@ import torch
 from torch import nn
 
 from .data import batches
-from .files import load_json, load_tensors, reading, save_json, save_tensors
+from .files import load_json, load_tensors, reading, save_json, save_tensors, weights_digest
 from .oracle import Oracle
-from .records import weights_digest
 from .saving import made_with, settings_in
 from .theft import in_service
 from .training import scores

@@ -22,11 +22,18 @@ from torch import nn
 from .alone import own_images
 from .choice import judge
 from .data import Data, load_data
-from .files import load_weights, make_folder, save_weights, weights_of, write_atomic
+from meco_nb.files import (
+    load_weights,
+    make_folder,
+    save_weights,
+    weights_digest,
+    weights_of,
+    write_atomic,
+)
 from .methods import ATTACKS, DEFENSES, AttackCard, DefenseCard, card_of, settings_of
 from .models import build_model, default_device
 from .oracle import Undefended, answers_to
-from .records import Record, made_by, read_record, save_record, weights_digest
+from .records import Record, made_by, read_record, save_record
 from meco_nb.settings import (
     Settings,
     decided,

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['make_folder', 'write_atomic', 'reading', 'save_json', 'load_json', 'compact', 'save_state', 'load_state',
-           'weights_of', 'digest_of', 'save_tensors', 'load_tensors', 'put_weights', 'save_weights', 'load_weights']
+           'weights_of', 'weights_digest', 'digest_of', 'save_tensors', 'load_tensors', 'put_weights', 'save_weights',
+           'load_weights']
 
 # %% ../nbs/00h_files.ipynb #996d6fb2
 #| code-fold: true
@@ -106,6 +107,14 @@ def weights_of(module):
     "Parameters and buffers by name, contiguous: what has been learned."
     state = module.state_dict()
     return {name: value.contiguous() for name, value in state.items() if torch.is_tensor(value)}
+
+# %% ../nbs/00h_files.ipynb #9bd118b4
+def weights_digest(module):
+    "SHA-256 of all parameters and buffers, in order."
+    digest = hashlib.sha256()
+    for tensor in weights_of(module).values():
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 # %% ../nbs/00h_files.ipynb #185df2da
 def digest_of(content, facts):

@@ -127,9 +127,7 @@ def affordable(
     whole = found['undefended'][0]['accuracy']
     best = {}
     for name, line in found.items():
-        fair = [
-            p for p in line if round(p['l1_original'], 2) <= l1 and whole - p['accuracy'] <= lost
-        ]
+        fair = [p for p in line if p['l1_original'] <= l1 and whole - p['accuracy'] <= lost]
         if fair:
             best[name] = min(fair, key=lambda p: mean(p['clones']))
     return best

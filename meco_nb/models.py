@@ -288,8 +288,9 @@ def reinitialised(
     model = own_copy(model)
     with seeded(seed):
         for name, module in model.named_modules():
-            if hasattr(module, 'reset_parameters'):
-                module.reset_parameters()
+            reset = getattr(module, 'reset_parameters', getattr(module, '_reset_parameters', None))
+            if reset:  # nn.MultiheadAttention has it under the other name
+                reset()
             elif list(module.parameters(recurse=False)):
                 raise ValueError(
                     f"{name or type(model).__name__} has parameters of its own and "

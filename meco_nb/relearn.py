@@ -101,7 +101,7 @@ class Relearning:
             with computing(self.precision, next(self.clone.parameters()).device):
                 value = relearn_epoch(self, self.epoch % self.epochs, self.epochs, self.lr, 'kl')
             self.epoch += 1
-            if self.epoch == self.epochs < trainings * self.epochs:
+            if trainings == 2 and self.epoch == self.epochs:  # the first of two is over
                 self.opinion = opinion(self.clone, self.all)
                 self.bought = believed(self.all, self.believe, self.opinion)
             yield value

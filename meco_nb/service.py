@@ -26,7 +26,7 @@ from redis.exceptions import RedisError
 from .accounts import OverBudget
 from .files import load_json
 from .memory import Memory, remembers
-from .oracle import AccessEnded, Unanswered, answers_to, check_images
+from .oracle import AccessEnded, Unanswered, Undefended, answers_to, check_images
 from .protocol import OUTPUT, BadRequest, read_question, write_tensor
 from .saving import file_of, load
 
@@ -124,7 +124,10 @@ class Service:
         "How many classes the model answers; raises where it, or the store, does not."
         self.accounts.used(self.users[0])
         grey = torch.full((1, *self.shape), 0.5)
-        return answers_to(self.view('nobody'), grey).shape[1]
+        asked = self.defense  # what notes who asks would note this, too
+        if hasattr(asked, 'as_user'):
+            asked = Undefended(asked.victim)
+        return answers_to(asked, grey).shape[1]
 
     def view(self, user):
         "The defense as a user sees it."

@@ -13,9 +13,9 @@ from dataclasses import replace
 
 from torch import nn
 
+from .files import weights_digest
 from .methods import ATTACKS, check_keys
 from .models import network_name
-from .records import weights_digest
 from .settings import preset_for
 from .studies import row_settings
 

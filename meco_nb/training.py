@@ -160,13 +160,15 @@ def train(
     check_trainable(model, batch_size)
     check_indexed(dataset)
     steps = epochs * -(-len(dataset) // batch_size)
-    optim, schedule = make_optimizer(model, optimizer, lr, weight_decay, max(steps, 1))
+    steps = max(steps, 2)  # a cycle of one step would be over before it had begun
+    optim, schedule = make_optimizer(model, optimizer, lr, weight_decay, steps)
     course = Course(checkpoint, model=model, optim=optim, schedule=schedule)
     begun = len(course.history)
     with torch.random.fork_rng(), Progress(epochs, text, begun) as progress:
         for epoch in range(begun, epochs):
-            random = torch.Generator().manual_seed(seed * 100_003 + epoch)
-            torch.manual_seed(seed * 100_003 + epoch)  # dropout has no generator of its own
+            own_seed = (seed * 100_003 + epoch) % 2**63  # torch takes no longer ones
+            random = torch.Generator().manual_seed(own_seed)
+            torch.manual_seed(own_seed)  # dropout has no generator of its own
             walk = prepared(batches(dataset, batch_size, random), random, augmented)
             course.note(_epoch(model, loss, walk, optim, schedule))
             if each_epoch:

@@ -11,7 +11,6 @@ __all__ = ['PERIODS', 'new_key', 'hashed', 'User', 'read_users', 'as_user', 'add
 import argparse
 import hashlib
 import hmac
-import re
 import secrets
 import sys
 from dataclasses import dataclass
@@ -92,13 +91,15 @@ def add_user(
     operator=False,  # whether the metrics are shown
 ):  # the key, which is kept nowhere
     "Add a user; raises a ValueError where there is one of that name."
-    path, key = Path(path), new_key()
-    before = path.read_text() if path.exists() else ''
-    if re.search(rf'^\[{re.escape(name)}\]', before, re.M):
+    path, key, known = Path(path), new_key(), []
+    if path.exists():
+        known = read_users(path)
+    if name in {user.name for user in known}:
         raise ValueError(f'{path} has a user {name!r} already: delete the entry, or give another')
     facts = dict(key=hashed(key), budget=budget, period=period, operator=operator)
-    user = as_user(name, facts)
-    write_atomic(path, lambda file: file.write((before + as_toml(user)).encode()))
+    before = path.read_text().rstrip('\n') + '\n\n' if known else ''
+    text = before + as_toml(as_user(name, facts))
+    write_atomic(path, lambda file: file.write(text.encode()))
     return key
 
 # %% ../nbs/10a_users.ipynb #f40945ed

@@ -15,7 +15,8 @@ from meco_nb.defenses import ModelGuardian
 from meco_nb.memory import Memory
 from meco_nb.models import build_model
 from meco_nb.redis_accounts import RedisAccounts, accounts_at
-from meco_nb.users import User, hashed
+from meco_nb.service import Service
+from meco_nb.users import User, add_user, hashed, read_users
 
 ANNA = User('anna', hashed('a'), 100, 'hour')
 NOW = 7_200.0
@@ -191,3 +192,21 @@ def test_a_redis_that_forgets_is_refused(tmp_path):
     with pytest.raises(ValueError, match='would forget what was spent'):
         RedisAccounts(f'unix://{tmp_path}/sock')
     server.terminate()
+
+
+@pytest.mark.parametrize('before', ['{}', '{}\n\n\n', '["alice"]\n{}'])
+def test_a_user_is_added_to_a_file_however_it_ends(tmp_path, before):
+    path, facts = tmp_path / 'users.toml', f'key = "{hashed("a")}"\nbudget = 5'
+    head = '' if before.startswith('[') else '[alice]\n'
+    path.write_text(head + before.format(facts))
+    add_user(path, 'bob', 5)
+    assert [user.name for user in read_users(path)] == ['alice', 'bob']
+    with pytest.raises(ValueError, match='alice'):
+        add_user(path, 'alice', 5)
+
+
+def test_asking_whether_a_service_is_ready_costs_nobody_his_access(place, digits, victim):
+    guarded = ModelGuardian(victim, sources=('thief',), limit=3, window=10).eval()
+    guarded.detector.threshold.fill_(-1e9)  # everything looks synthetic
+    service = Service(guarded, [ANNA], accounts_at(place))
+    assert {service.ready() for _ in range(20)} == {10} and not guarded.users.records

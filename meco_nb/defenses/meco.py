@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..answers import device_of, dtype_of, probabilities_of
+from ..answers import device_of, dtype_of, evaluating, probabilities_of
 from .perturbation import Kind, seeded_perturbation
 from ..dro import worst_case
 from ..images import Source, SourceName
@@ -37,16 +37,13 @@ def perturbed(h, images):
 # %% ../../nbs/04_meco.ipynb #bbfb6ab1
 def moved_batch(victim, images, labels, steps, step_size, repel, h=None):
     "Line 4: the batch, moved to the worst case of L(x), or of L(x + h); searched in eval mode."
-    training = victim.training
-    victim.eval()
 
     def loss(x):
         seen = x if h is None else perturbed(h, x)
         return F.cross_entropy(victim(seen), labels, reduction='none')
 
-    moved = worst_case(loss, images, steps, step_size, repel=repel)
-    victim.train(training)
-    return moved
+    with evaluating(victim):
+        return worst_case(loss, images, steps, step_size, repel=repel)
 
 # %% ../../nbs/04_meco.ipynb #8122613a
 def l1_distance(
@@ -181,8 +178,8 @@ class MeCoPlain(nn.Module):
 # %% ../../nbs/04_meco.ipynb #93efbd49
 def pixel_std(victim):
     "Standard deviation of the pixels that a victim normalises, in [0, 1]; a quarter where unknown."
-    normalize = getattr(victim, 'normalize', None)
-    return 0.25 if normalize is None else normalize.std.mean().item()
+    std = getattr(getattr(victim, 'normalize', None), 'std', 0.25)
+    return torch.as_tensor(std).float().mean().item()
 
 # %% ../../nbs/04_meco.ipynb #925c4c65
 def released_loss(victim, h, pixel_std, images, labels):
@@ -215,7 +212,7 @@ class MeCoReleased(MeCoPlain):
         self,
         victim: nn.Module,  # gives logits (N, K) for images in [0, 1]; copied
         channels: Count | None = None,  # C of the images; default: the victim's
-        scale: NotNegative = 0.27,  # size when serving, in standard deviations of a pixel
+        scale: Positive = 0.27,  # size when serving, in standard deviations of a pixel
         seeding: Literal['fresh', 'keyed'] | Seed = 'fresh',  # of the filters' weights
         key: Key | None = None,  # the secret of 'keyed'
         seed: Seed = 0,  # of nothing: no weight is kept

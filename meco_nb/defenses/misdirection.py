@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..answers import device_of, evaluating, probabilities_of
+from ..answers import device_of, evaluating, logits_of, probabilities_of
 from ..data import hold_out
 from .meco import l1_distance
 from ..dro import worst_case
@@ -83,7 +83,7 @@ def taken_apart(
     ways = [
         1 - images,
         torch.cat([images[:, :, :middle], others[:, :, middle:]], 2),  # two halves
-        shuffled(images, max(2, images.shape[-1] // 4)),
+        shuffled(images, max(2, min(images.shape[2:]) // 4)),
         shuffled(images, 1),
         (images - others).abs(),
         torch.maximum(images, others.flip(-1)),
@@ -153,7 +153,7 @@ def some_of(dataset, count):
 def moved_by(victim, original, images):
     "The mean l1 distance of a victim's answers, in eval mode, from the original ones."
     with evaluating(victim):
-        return l1_distance(victim(images), original(images))
+        return l1_distance(logits_of(victim, images), logits_of(original, images))
 
 # %% ../../nbs/defenses/misdirection.ipynb #19f075de
 Lie = Literal['wrong', 'unsure']
@@ -181,12 +181,12 @@ def misdirection_loss(
     "The objective on one batch."
     half = len(images) // 2
     with torch.no_grad():
-        answers = original(images).softmax(-1)
+        answers = logits_of(original, images).softmax(-1)
     near, wanted = [images], [answers]
-    if steady:
+    if steady and half:  # of a last batch of one image, none
         near.append(bad_day(images[:half], steady))
         with torch.no_grad():
-            wanted.append(original(near[-1]).softmax(-1))
+            wanted.append(logits_of(original, near[-1]).softmax(-1))
     if steps:
         near.append(furthest(victim, answers[half:], images[half:], steps))
         wanted.append(answers[half:])
@@ -234,7 +234,8 @@ class Misdirection(nn.Module):
     ):
         super().__init__()
         self.victim = own_copy(victim)
-        self.register_buffer('price', torch.tensor(3.0))  # lambda: a training goes on with it
+        price = torch.tensor(3.0, device=device_of(victim, 'cpu'))
+        self.register_buffer('price', price)  # lambda: a training goes on with it
 
     def forward(self, images):
         return probabilities_of(self.victim, images)

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..answers import probabilities_of
+from ..answers import logits_of, probabilities_of
 from .edm import make_members
+from ..files import weights_digest
 from ..images import distorted
 from ..kd import kl_divergence, soften
 from ..methods import Count, DefenseCard, NotNegative, Positive, Seed, Share, Whole, checked
@@ -41,7 +42,7 @@ def misleader_loss(
 ):  # scalar: the sum of both players' losses
     "The clone learns from the defender, which learns from teacher and labels and away from it."
     own, asked = together(defender, images, shaken)
-    cloned = clone(shaken)
+    (cloned,) = together(clone, shaken)
     follow = kl_divergence(asked.detach().softmax(-1), cloned).mean()  # moves the clone only
     taught = alpha * teacher_loss(own, teacher, temperature)
     escape = kl_divergence(asked.softmax(-1), cloned.detach())  # moves the defender only
@@ -90,6 +91,7 @@ class Misleader(nn.Module):
         self.victim = MeanAnswer(make_members(victim, models, members, seed))
         self.clones = make_members(victim, models, members, seed + 1000)
         self.teacher = [own_copy(victim).eval()]  # in a list: not a part of what is saved
+        self.taught_by = weights_digest(victim)
 
     def forward(self, images):
         return probabilities_of(self.victim, images)
@@ -107,11 +109,16 @@ class Misleader(nn.Module):
     ):  # self, in eval mode
         "Train all members and their inner clones."
         check_fit(self.victim, data)
+        if weights_digest(self.teacher[0]) != self.taught_by:
+            raise ValueError(
+                'the teacher of this MISLEADER was not saved with it: pass the trained victim, '
+                'load(path, victim=...), to train it again'
+            )
         weights = mislead, temperature, alpha, cap
 
         def loss(images, labels):
             with torch.no_grad():
-                teacher = self.teacher[0].to(images.device)(images)
+                teacher = logits_of(self.teacher[0].to(images.device), images)
             seen = teacher, images, labels, distorted(images, None).to(images.device)
             pairs = zip(self.victim.members, self.clones, strict=True)
             return sum(misleader_loss(*pair, *seen, *weights) for pair in pairs)

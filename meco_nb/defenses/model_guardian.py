@@ -98,7 +98,7 @@ def least_harm(records):
     return next((user for user in records if not records[user]['ended']), next(iter(records)))
 
 # %% ../../nbs/defenses/model_guardian.ipynb #4e281781
-class Users:
+class Users(nn.Module):
     "The records of users by name, and the rule that ends their access."
 
     def __init__(
@@ -107,6 +107,7 @@ class Users:
         window,  # among this many of the latest
         most,  # users that are remembered
     ):
+        super().__init__()
         self.limit, self.window, self.most, self.records = limit, window, most, {}
 
     def __getitem__(self, user):

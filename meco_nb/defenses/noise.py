@@ -93,11 +93,17 @@ def match_l1(
 ):  # the control
     "Choose the size of a control's noise so that its `mean_l1` is `l1`."
 
+    before = control.size.clone()
+
     def distance(size):
         control.size.fill_(size)
         return mean_l1(control, data, seed=seed)
 
-    _bisect(distance, l1, *_bracket(distance, l1))
+    try:
+        _bisect(distance, l1, *_bracket(distance, l1))
+    except ValueError:
+        control.size.copy_(before)
+        raise
     return control
 
 # %% ../../nbs/defenses/noise.ipynb #8ee2ec5b

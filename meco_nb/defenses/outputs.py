@@ -11,10 +11,11 @@ __all__ = ['MARGIN', 'OutputDefense', 'gaps', 'safe_step', 'toward', 'linear_pro
 #| code-fold: true
 #| code-summary: "Imports"
 import threading
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import nn
 
 from ..answers import probabilities_of
@@ -374,7 +375,7 @@ class Rounding(OutputDefense):
     def __init__(
         self,
         victim: nn.Module,  # gives logits (N, K)
-        decimals: Whole = 1,  # that are left
+        decimals: Annotated[Whole, Field(le=7)] = 1,  # that are left; single precision has 7
     ):
         super().__init__(victim)
         self.decimals = decimals

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import TensorDataset
 
 from ..answers import copied, probabilities_of, shown
@@ -227,7 +228,8 @@ def along_ones(
     "How log-probabilities change when all weights grow alike: GRAD's coefficients for z = 1."
     log_probs, weights = as_function(surrogate, images)
     ones = {name: torch.ones_like(p) for name, p in weights.items()}
-    return jvp(log_probs, (weights,), (ones,))[1]
+    with sdpa_kernel(SDPBackend.MATH):  # attention that can be differentiated forward
+        return jvp(log_probs, (weights,), (ones,))[1]
 
 # %% ../../nbs/defenses/poisoning.ipynb #99610238
 def against_gradient(
@@ -244,7 +246,8 @@ def against_gradient(
         return jvp(log_probs, (weights,), backward(-p[None]))[1][0]
 
     at_once = max(1, chunk // sum(p.numel() for p in surrogate.parameters()))
-    return vmap(coefficients, chunk_size=at_once)(images, probs)
+    with sdpa_kernel(SDPBackend.MATH):
+        return vmap(coefficients, chunk_size=at_once)(images, probs)
 
 # %% ../../nbs/defenses/poisoning.ipynb #b84021e8
 GRAD_PAPER = dict(epochs=10, optimizer='sgd', lr=0.1, weight_decay=5e-4, batch_size=128)
