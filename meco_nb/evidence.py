@@ -180,8 +180,11 @@ def strongest(
 def ended(
     runs,  # list of Records
 ):  # how many
-    "Thefts that a defense ended: every attack spends its budget to the query, if it may."
-    return sum(sum(r.ledger.values()) < r.settings['budget'] for r in runs)
+    "Thefts that a defense ended: every attack spends all that it can of its budget."
+    return sum(
+        not r.failed and sum(r.ledger.values()) <= r.settings['budget'] - r.settings['average']
+        for r in runs
+    )
 
 # %% ../nbs/07c_evidence.ipynb #9a33523e
 def marked(name):

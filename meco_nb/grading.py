@@ -24,7 +24,7 @@ from .data import check_data, load_data
 from .evaluator import evaluation
 from .evidence import THIEVES, WITH_REAL
 from .experiment import attackers_images, conduct, prepare, try_attack
-from .files import load_json, save_json
+from .files import load_json, make_folder, save_json
 from .kept import keep_pieces, read_pieces
 from .leaderboard import check_open, enter
 from meco_nb.methods import (
@@ -130,10 +130,10 @@ def carried_out(plan, defense, data, seed, out, clone, report):
 def check_graded(data, names, out):
     "Raise what is wrong with a grading before it begins."
     check_data(data)
-    if out and Path(out).exists() and not Path(out).is_dir():
-        raise ValueError(f'out: {out} is no folder')
     if not names:
         raise ValueError('rows names no attack: leave it away for all of them')
+    if out:
+        make_folder(out)
 
 # %% ../nbs/07_grade.ipynb #c07c875c
 def best(record):
@@ -251,7 +251,10 @@ class Grade(dict):
 
     def strongest(self, real=True):
         "Name and record of what stole most; `real=False`: of what needs no real image."
-        return next((name, r) for name, r in self.items() if real or not needs_real(name))
+        found = [(name, r) for name, r in self.items() if real or not needs_real(name)]
+        if not found:
+            raise ValueError('there is no attack of that kind in this grade')
+        return found[0]
 
     def table(self, seconds=False):
         "In Markdown; on demand with the wall time of each attack."
@@ -323,7 +326,7 @@ def set_line(
 def entered(defense, data, path, seed, clone=None, report=None):
     "A grade by the thieves of the evidence, added to an entry of the leaderboard."
     settings = made_with(defense)['settings'] if isinstance(defense, nn.Module) else {}
-    check_open(path, seed, settings)
+    check_open(path, seed, settings, data.name)
     out = path.with_suffix('') / f'seed{seed}'
     check_graded(data, THIEVES, out)
     plan = {n: graded_settings(r, data, r['budget'], seed, clone) for n, r in THIEVES.items()}

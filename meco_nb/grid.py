@@ -247,7 +247,8 @@ def run_all(
     "Many runs, side by side; raises RunsFailed at the end."
     check_runs(runs)
     done = [s for s in runs if stored(s).exists()]
-    todo, failed = [s for s in runs if s not in done], {}
+    todo = list({run_name(s): s for s in runs if s not in done}.values())  # equal ones once
+    failed = {}
     for s in done:
         report(finished(s))
     try_all(todo)

@@ -87,8 +87,8 @@ def keep_pieces(
 # %% ../nbs/05h_kept.ipynb #6eea1ab8
 def keep(path, place, value, seconds):
     "Put one piece into the file, with its seconds and who made the newest."
-    found = read_pieces(path)
+    maker, found = made_by(), read_pieces(path)
     put(found, place, value)
     name = ' | '.join(map(str, place))
     times = found.get('seconds', {}) | {name: round(seconds, 1)}
-    save_json(project_path(path), found | dict(seconds=times, made_by=made_by()))
+    save_json(project_path(path), found | dict(seconds=times, made_by=maker))

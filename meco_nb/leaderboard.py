@@ -203,7 +203,7 @@ def store(dataset='digits'):
             save_json(folder / f'{name}.json', asdict(entry_of(name, records, dataset)))
 
 # %% ../nbs/07e_leaderboard.ipynb #9bcdc2d3
-def check_open(path, seed, settings):
+def check_open(path, seed, settings, dataset):
     "Raise a ValueError before anything is computed where an entry cannot take this seed."
     if path.suffix != '.json':
         raise ValueError(f"entry: {path} must be a JSON file, such as 'mine.json'")
@@ -214,6 +214,8 @@ def check_open(path, seed, settings):
                 f'{path} is the entry of {known.name} with other settings ({known.settings}): '
                 'give another file, or the same settings'
             )
+        if known.dataset != dataset:
+            raise ValueError(f'{path} is about {known.dataset}, not {dataset}: give another file')
         if seed in known.seeds:
             raise ValueError(f'{path} has seed {seed} already: give another seed or another file')
 

@@ -257,6 +257,8 @@ class Wrapped:
         self._oracle = oracle
 
     def __getattr__(self, name):
+        if name == '_oracle':  # it is being copied, and not there yet
+            raise AttributeError(name)
         return getattr(self._oracle, name)
 
     def __call__(self, images, purpose='clone'):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RESNET', 'FASHION', 'PRESETS', 'CONTROLS', 'WHERE', 'Preset', 'preset_for', 'auto_preset', 'Settings',
-           'clone_settings', 'takes', 'wanted', 'batch_size', 'resolve', 'with_networks', 'with_methods',
+           'clone_settings', 'takes', 'wanted', 'batch_size', 'resolve', 'overlaid', 'with_networks', 'with_methods',
            'check_together', 'notebook_settings', 'fingerprint', 'decided', 'file_name', 'run_name', 'describe']
 
 # %% ../nbs/05a_settings.ipynb #71a462cd
@@ -31,6 +31,7 @@ from meco_nb.methods import (
     Folder,
     Real,
     Whole,
+    accepts_none,
     card_of,
     check_keys,
     check_settings,
@@ -182,13 +183,28 @@ def resolve(
     return s
 
 # %% ../nbs/05a_settings.ipynb #d834fcae
+def overlaid(
+    preset,  # dict, a preset's settings
+    given,  # dict; None stands for the signature's default, where it is no value of its own
+    *functions,  # whose signatures they are
+):  # dict
+    "A preset's settings under those that were given."
+    if not isinstance(given, dict):
+        return given  # which `check_settings` refuses
+    known = settings_of(*functions)
+    unset = [k for k, v in given.items() if v is None and k in preset and k in known]
+    defaults = {k: known[k][1] for k in unset if not accepts_none(known[k][0])}
+    return preset | given | defaults
+
+
 def with_networks(s, preset):
     "Settings with dataset, victim, clone and budget filled in."
     names = ('dataset', 'victim', 'clone', 'budget')
     s = replace(s, **{k: getattr(preset, k) for k in names if getattr(s, k) is None})
     find_dataset(s.dataset)  # raises, where it is unknown
     find_model(s.victim)
-    training = check_settings('the victim', preset.victim_settings | s.victim_settings, train)
+    training = overlaid(preset.victim_settings, s.victim_settings, train)
+    training = check_settings('the victim', training, train)
     network = check_settings(s.clone, clone_settings(s, preset), find_model(s.clone))
     return replace(s, victim_settings=training, clone_settings=network)
 
@@ -196,9 +212,9 @@ def with_networks(s, preset):
 def with_methods(s, preset):
     "Settings with those of defense and attack filled in."
     defense, attack = DEFENSES.find(s.defense), ATTACKS.find(s.attack)
-    own = wanted(defense, DefenseCard, s.preset) | s.defense_settings
+    own = overlaid(wanted(defense, DefenseCard, s.preset), s.defense_settings, *takes(defense))
     own = check_settings(s.defense, own, *takes(defense))
-    steps = wanted(attack, AttackCard, s.preset) | s.attack_settings
+    steps = overlaid(wanted(attack, AttackCard, s.preset), s.attack_settings, attack)
     steps = check_settings(s.attack, steps, attack)
     size = batch_size(s, steps.pop('batch_size', None), preset, attack)
     return replace(s, defense_settings=own, attack_settings=steps, batch_size=size)

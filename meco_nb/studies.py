@@ -37,13 +37,14 @@ def own_settings(
     defense,  # its name
     preset,  # one of PRESETS
     training,  # epochs, or None
+    shared,  # dict, settings of the defense that all rows have
 ):  # dict, the settings of the row's defense
     "What a row changes in its defense."
     cls = DEFENSES.find(defense)
     plain = card_of(cls, DefenseCard).presets.get(preset, {})
     trains = training is not None and 'epochs' in settings_of(*takes(cls))
     own = multiplied(row.get('defense_settings', {}), plain)
-    return own | (dict(epochs=training) if trains else {})
+    return shared | own | (dict(epochs=training) if trains else {})
 
 # %% ../nbs/09a_studies.ipynb #8f17c906
 def budget_of(row, base, scale):
@@ -63,14 +64,14 @@ def row_settings(
     "The settings of one row."
     defense = row.get('defense') or base.get('defense', Settings.defense)
     budget = budget_of(row, base, scale)
-    more = dict(
-        budget=budget,
-        held_back=int(held_back * budget + 1e-9),
-        defense_settings=own_settings(row, defense, base['preset'], training),
-    )
+    shared = base.get('defense_settings', {})
+    own = own_settings(row, defense, base['preset'], training, shared)
+    more = dict(budget=budget, defense_settings=own)
     if training is not None:
-        more |= dict(victim_settings=dict(epochs=training))
-    return resolve(**{**base, **row, **more})
+        given = base.get('victim_settings', {}) | row.get('victim_settings', {})
+        more |= dict(victim_settings=given | dict(epochs=training))
+    reserve = dict(held_back=int(held_back * budget + 1e-9))
+    return resolve(**reserve | base | row | more)
 
 # %% ../nbs/09a_studies.ipynb #42444949
 def pick_rows(
@@ -113,9 +114,9 @@ def read_study(
 ):  # dict: row -> list of Records; rows without records are left out
     "The records of a stored study, by row."
     stored = {record.name: record for record in load_records(folder)} if exists(folder) else {}
-    found = {}
+    seeds, found = sorted({record.settings['seed'] for record in stored.values()}), {}
     for name, row in rows.items():
         s = row_settings(row, **base)  # resolved once: nothing in it depends on the seed
-        names = [run_name(replace(s, seed=seed)) for seed in range(10)]
+        names = [run_name(replace(s, seed=seed)) for seed in seeds]
         found[name] = [stored[n] for n in names if n in stored]
     return {name: records for name, records in found.items() if records}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['interrupt_later', 'one_thread', 'in_service', 'SplitOracle', 'Parties', 'border', 'assemble', 'new_clone',
-           'build_attack', 'Track', 'Checkpoint', 'steps_of', 'is_lost', 'until_lost', 'Ignorant', 'Theft',
+           'build_attack', 'Track', 'Checkpoint', 'steps_of', 'is_sound', 'is_lost', 'until_lost', 'Ignorant', 'Theft',
            'judge_chosen']
 
 # %% ../nbs/05b_theft.ipynb #e1f45b40
@@ -22,13 +22,13 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .answers import check_classifier, copied, device_of
+from .answers import check_classifier, copied, device_of, evaluating
 from .attacks.adaptive import Sybils, perturbed_pair
 from .attacks.base import Attack
 from .choice import Chooser, Reserved, choice, wearing
 from .files import load_state, save_state
 from .methods import ATTACKS, AttackCard, card_of
-from .models import build_model
+from .models import build_model, own_copy
 from .oracle import AccessEnded, Averaged, Oracle, Undefended
 from .progress import Progress
 from .randomness import Randomness
@@ -139,11 +139,13 @@ def assemble(
         view = Keeping(view)
         how = dict(believe=s.believe, precision=s.precision)
         again = Relearning(copied(clone), view.bought, s.relearn, s.seed, **how)
-        more |= dict(bought=view.bought, relearning=again)
+        more |= dict(kept=view.bought, relearning=again)
     view, pupil, noise = perturbed_pair(s.perturb, view, clone, s.seed)
     attack = build_attack(s, pupil, real, oracle.shape)
     attack.precision = s.precision
-    attack.parts |= more if noise is None else more | dict(noise=noise)
+    more |= {} if noise is None else dict(noise=noise)
+    assert not more.keys() & attack.parts.keys()  # each is saved under a name of its own
+    attack.parts |= more
     judged = attack.clone if pupil is clone else clone  # some attacks train several
     return Parties(oracle, view, judged, attack)
 
@@ -156,7 +158,7 @@ def new_clone(
     "The clone before it has learned anything."
     if isinstance(given, nn.Module):
         check_classifier(given, oracle.shape, oracle.num_classes)
-        return copied(given)
+        return own_copy(given)
     settings = {} if given else s.clone_settings
     return build_model(given or s.clone, oracle, seed=s.seed + 1, **settings)
 
@@ -242,22 +244,39 @@ def steps_of(attack, view):
             pass
 
 # %% ../nbs/05b_theft.ipynb #848d588b
-def is_lost(attack):
-    "Whether a network of the attack has weights that are not finite."
+@torch.no_grad()
+def is_sound(network, images=None):
+    "Whether a network's weights, and its answers to some images, are finite numbers."
+    finite = all(bool(p.isfinite().all()) for p in network.parameters())
+    if not finite or images is None:
+        return finite
+    with evaluating(network):
+        return bool(network(images.to(device_of(network, 'cpu'))).isfinite().all())
+
+
+def is_lost(
+    attack,  # Attack
+    clone,  # that is judged; the attack's own may draw a perturbation whenever it is asked
+):
+    "Whether an attack has diverged: weights, what it would ask, or what its clone says of that."
     networks = [part for part in attack.parts.values() if isinstance(part, nn.Module)]
-    weights = [p for network in networks for p in network.parameters()]
-    return not all(bool(p.isfinite().all()) for p in weights)
+    if not all(map(is_sound, networks)):
+        return True
+    images = attack.samples(2)
+    return not images.isfinite().all() or not is_sound(clone, images)
 
 # %% ../nbs/05b_theft.ipynb #a6e2dbdf
-def until_lost(steps, attack):
+def until_lost(steps, attack, clone):
     "The steps of an attack, to their end or to where its networks have diverged."
+    if is_lost(attack, clone):  # before it was stopped
+        return
     try:
         for used, losses in steps:
             yield used, losses
-            if not math.isfinite(sum(losses.values())) and is_lost(attack):
+            if not math.isfinite(sum(losses.values())) and is_lost(attack, clone):
                 return
     except ValueError:  # a generator that has diverged makes images that are none
-        if not is_lost(attack):
+        if not is_lost(attack, clone):
             raise
 
 # %% ../nbs/05b_theft.ipynb #a4e50e13
@@ -325,11 +344,11 @@ class Theft:
     def steps(self):
         "Those of the attack."
         with self.kept():
-            yield from until_lost(steps_of(self.attack, self.view), self.attack)
+            yield from until_lost(steps_of(self.attack, self.view), self.attack, self.clone)
 
     def end(self):
         "The last look at the clone, or the reason why there is nothing to see."
-        if is_lost(self.attack):
+        if is_lost(self.attack, self.clone):
             self.failed = f'diverged: weights are not finite after {self.oracle.used:,} queries'
             return
         with self.track.paused(), self.kept():
@@ -339,15 +358,24 @@ class Theft:
         "Other clones than the one that is judged, by name."
         again = self.attack.parts.get('relearning')
         found = {} if again is None else dict(relearned=again.clone)
-        return found | getattr(self.attack, 'others', dict)()
+        found |= getattr(self.attack, 'others', dict)()
+        return {name: self.or_ignorant(clone) for name, clone in found.items()}
+
+    def or_ignorant(self, clone):
+        "A clone; in the place of one that answers NaN, one that knows nothing."
+        return clone if self.sound(clone) else Ignorant(self.oracle.num_classes)
+
+    def sound(self, clone):
+        grey = self.oracle.shape and torch.full((2, *self.oracle.shape), 0.5)
+        return is_sound(clone, grey)
 
     def judged(self):
-        "The clone; in the place of one that answers NaN, one that knows nothing."
-        return Ignorant(self.oracle.num_classes) if is_lost(self.attack) else self.clone
+        "The clone that the attack ends with."
+        return self.or_ignorant(self.clone)
 
     def look_on(self, measure, due, interrupted):
         "Between two steps: the points that are due, a checkpoint, and the end if it is wanted."
-        behind = due > len(self.track.curve) and not is_lost(self.attack)
+        behind = due > len(self.track.curve) and not is_lost(self.attack, self.clone)
         late = time.monotonic() > self.checkpoint.saved + 60
         if behind or late or interrupted:
             with self.track.paused():
@@ -378,7 +406,7 @@ def judge_chosen(
     judge,  # function (clone) -> dict
 ):  # dict, or None if nothing was held back
     "What `judge` says of the clone that the attacker would choose, and which one that is."
-    best = choice(theft.chooser, lost=theft.failed is not None)
+    best = choice(theft.chooser, lost=not theft.sound(theft.clone))
     if best is None:
         return None
     name, weights, agreement = best

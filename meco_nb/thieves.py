@@ -15,7 +15,7 @@ from torch import nn
 
 from .files import weights_digest
 from .methods import ATTACKS, check_keys
-from .models import network_name
+from .models import build_model, network_name
 from .settings import preset_for
 from .studies import row_settings
 
@@ -100,12 +100,14 @@ def named(clone):
 # %% ../nbs/07j_thieves.ipynb #b8604425
 def given_clone(
     clone,  # nn.Module, or function (shape, num_classes) -> nn.Module
+    data,  # Data
+    seed,  # of the grading
 ):  # dict: fields of `Settings`
-    "How a given clone is called in a record."
-    if isinstance(clone, nn.Module):
-        facts = dict(weights=weights_digest(clone))
-        return dict(clone=network_name(type(clone)), clone_settings=facts)
-    return dict(clone=network_name(clone), clone_settings={})
+    "How a given clone is called in a record: by its kind, and by the weights that it begins with."
+    own = isinstance(clone, nn.Module)
+    first = clone if own else build_model(clone, data, seed=seed + 1)
+    name = network_name(type(clone) if own else clone)
+    return dict(clone=name, clone_settings=dict(weights=weights_digest(first)))
 
 # %% ../nbs/07j_thieves.ipynb #2b9f629a
 def graded_settings(
@@ -119,5 +121,5 @@ def graded_settings(
     base = dict(preset=preset_for(data.shape), defense='undefended', held_back=0.02)
     own = dict(clone=clone) if named(clone) else {}
     s = row_settings(row, budget=budget, seed=seed, **base, **own)
-    facts = {} if named(clone) else given_clone(clone)
+    facts = {} if named(clone) else given_clone(clone, data, seed)
     return replace(s, dataset=data.name, defense='given', **facts)

@@ -34,10 +34,10 @@ class Discriminator(nn.Sequential):
     "Images (N, C, H, W) -> one logit each (N,): real or made."
 
     def __init__(self, shape, width=64):
-        channels, side, layers = shape[0], max(shape[1:]), []
-        while side > 4:
+        channels, long, short, layers = shape[0], max(shape[1:]), min(shape[1:]), []
+        while long > 4 and short > 1:
             layers += halving(channels, width, norm=bool(layers))
-            channels, width, side = width, width * 2, side // 2
+            channels, width, long, short = width, width * 2, long // 2, short // 2
         super().__init__(*layers, nn.Flatten(), nn.LazyLinear(1), nn.Flatten(0))
         with torch.no_grad():
             self(torch.zeros(2, *shape))

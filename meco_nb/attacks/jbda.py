@@ -76,11 +76,9 @@ class Round:
     def begin(self, count, random):
         self.order, self.place = torch.randperm(count, generator=random), 0
 
-    def next(self, count):
-        "The next so many, or what is left."
-        index = self.order[self.place : self.place + count]
-        self.place += len(index)
-        return index
+    def ahead(self, count):
+        "The next so many, or what is left; the walk goes on when they have been answered."
+        return self.order[self.place : self.place + count]
 
     def state_dict(self):
         return dict(order=self.order, place=self.place)
@@ -95,10 +93,11 @@ def study(attack):
     attack.epoch, attack.studied = 0, len(attack.bought)
 
 # %% ../../nbs/attacks/jbda.ipynb #01f5c82c
-def ask(attack, oracle, images, purpose):
-    "Buy and remember; where this ends a round, another begins."
+def ask(attack, oracle, images, purpose, walked=0):
+    "Buy, remember, and walk on so far; where this ends a round, another begins."
     images = images.to(next(attack.clone.parameters()).device)
     attack.bought.add(images, oracle(images, purpose))
+    attack.round.place += walked
     if len(attack.round) == 0 or oracle.remaining == 0:
         study(attack)
 
@@ -188,8 +187,8 @@ class JBDA(Attack):
         if self.epoch == self.epochs and oracle.remaining == 0:
             study(self)  # access has ended within a round
         if self.epoch == self.epochs:
-            index = self.round.next(min(self.batch_size, oracle.remaining))
-            ask(self, oracle, children(self, index, self.random), 'clone')
+            index = self.round.ahead(min(self.batch_size, oracle.remaining))
+            ask(self, oracle, children(self, index, self.random), 'clone', len(index))
             return {}
         self.epoch += 1
         return dict(clone=learn(self, oracle))

@@ -91,7 +91,7 @@ class Misleader(nn.Module):
         self.victim = MeanAnswer(make_members(victim, models, members, seed))
         self.clones = make_members(victim, models, members, seed + 1000)
         self.teacher = [own_copy(victim).eval()]  # in a list: not a part of what is saved
-        self.taught_by = weights_digest(victim)
+        self.taught_by = weights_digest(self.teacher[0])
 
     def forward(self, images):
         return probabilities_of(self.victim, images)
