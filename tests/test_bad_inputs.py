@@ -31,7 +31,9 @@ from meco_nb.answers import AsLogits, check_classifier, logits_of, probabilities
 from meco_nb.attacks.adaptive import LearnedNoise, perturbed_pair
 from meco_nb.attacks.base import disagreement, steal
 from meco_nb.data import Data, check_data, find_dataset, hold_out, load_data, make_data
+from meco_nb.defenses.edm import Classes
 from meco_nb.defenses.noise import Distance, match_l1
+from meco_nb.defenses.outputs import Decimals
 from meco_nb.defenses.synthetic import Makers
 from meco_nb.files import load_state, load_weights, save_state, save_weights
 from meco_nb.grading import grade
@@ -581,6 +583,8 @@ NEGATIVE = (-0.1, 'greater than or equal to 0')
 KINDS = [  # of settings, and what they refuse
     (Count, counts()),
     (Whole, counts(0)),
+    (Classes, counts(2)),
+    (Decimals, [*counts(0), ('8', 8, 'less than or equal to 7')]),
     (NotNegative, reals(NEGATIVE)),
     (Positive, reals((0, 'greater than 0'))),
     (Share, reals(NEGATIVE, (1.1, 'less than or equal to 1'))),
