@@ -14,6 +14,7 @@ from meco_nb.experiment import run
 from meco_nb.grading import Grade, grade
 from meco_nb.kept import keep, read_pieces
 from meco_nb.leaderboard import check_open
+from meco_nb.methods import ATTACKS
 from meco_nb.oracle import HardLabels, Oracle, Unanswered
 from meco_nb.settings import resolve
 from meco_nb.studies import row_settings
@@ -47,7 +48,7 @@ def measuring(data, stop_at=None):
         ('knockoff', dict(source='distorted real', epochs=2, adaptive=True)),
         ('jbda', dict(epochs=1, seeds=20)),
         ('dfms_hl', dict(gan_steps=3, fit_epochs=1)),
-        ('ideal', {}),
+        ('ideal', ATTACKS['ideal'].card.small),
         ('dfme', dict(width=4)),
     ],
 )
