@@ -19,7 +19,7 @@ from pydantic import BeforeValidator, Field
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from ..answers import device_of, probabilities_of
+from ..answers import device_of, logits_of, probabilities_of
 from ..images import Source, SourceName
 from ..methods import Count, DefenseCard, NotNegative, Seed, Whole, as_number, checked
 from ..models import build_model, find_model, reinitialised
@@ -102,7 +102,7 @@ def edm_loss(
 ):  # scalar
     "Classify your own images, disagree on foreign ones."
     if not diversity:
-        return sum(F.cross_entropy(*together(member, images), labels) for member in members)
+        return sum(F.cross_entropy(logits_of(member, images), labels) for member in members)
     own, outside = zip(*(together(member, images, foreign) for member in members), strict=True)
     cosines = pair_cosines(torch.stack(outside).softmax(-1))
     right = sum(F.cross_entropy(logits, labels) for logits in own)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..answers import probabilities_of
+from ..answers import logits_of, probabilities_of
 from ..images import Source, SourceName
 from ..kd import kl_divergence, l1_logits
 from ..methods import DefenseCard, NotNegative, Seed, Whole, checked
@@ -39,8 +39,7 @@ def gradient_of(loss, model, **how):
 
 def true_gradient(clone, images, labels):
     "The gradient by which a clone would learn the true labels."
-    (logits,) = together(clone, images)
-    return gradient_of(F.cross_entropy(logits, labels), clone)
+    return gradient_of(F.cross_entropy(logits_of(clone, images), labels), clone)
 
 # %% ../../nbs/defenses/ini.ipynb #6c837c44
 def divergence(victim_logits, logits, direction):
@@ -57,8 +56,8 @@ def imagined_gradient(
     direction='attacker',  # of `divergence`
 ):  # (number of the clone's weights,), differentiable in the victim
     "The gradient by which a clone would learn these answers."
-    (logits,) = together(clone, images)
-    return gradient_of(divergence(victim_logits, logits, direction), clone, create_graph=True)
+    loss = divergence(victim_logits, logits_of(clone, images), direction)
+    return gradient_of(loss, clone, create_graph=True)
 
 # %% ../../nbs/defenses/ini.ipynb #0cb0bbb4
 def isolation_objective(own, clone, images, labels, direction):
@@ -75,8 +74,7 @@ def induction_objective(outside, clone, foreign, direction):
 def distance_objective(outside, clone, foreign):
     "How far the victim is from the clone on foreign images."
     logs = outside.log_softmax(-1)
-    (logits,) = together(clone, foreign)
-    return l1_logits(logs - logs.mean(-1, keepdim=True), logits.detach()).mean()
+    return l1_logits(logs - logs.mean(-1, keepdim=True), logits_of(clone, foreign).detach()).mean()
 
 # %% ../../nbs/defenses/ini.ipynb #a260cc1a
 def ini_objectives(

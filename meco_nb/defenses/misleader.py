@@ -42,7 +42,7 @@ def misleader_loss(
 ):  # scalar: the sum of both players' losses
     "The clone learns from the defender, which learns from teacher and labels and away from it."
     own, asked = together(defender, images, shaken)
-    (cloned,) = together(clone, shaken)
+    cloned = logits_of(clone, shaken)
     follow = kl_divergence(asked.detach().softmax(-1), cloned).mean()  # moves the clone only
     taught = alpha * teacher_loss(own, teacher, temperature)
     escape = kl_divergence(asked.softmax(-1), cloned.detach())  # moves the defender only
