@@ -349,7 +349,7 @@ class Theft:
     def end(self):
         "The last look at the clone, or the reason why there is nothing to see."
         if is_lost(self.attack, self.clone):
-            self.failed = f'diverged: weights are not finite after {self.oracle.used:,} queries'
+            self.failed = f'diverged: not all numbers are finite after {self.oracle.used:,} queries'
             return
         with self.track.paused(), self.kept():
             self.chooser.look(last=True)
