@@ -96,6 +96,12 @@ def test_what_diverges_is_a_failed_attack_and_no_failed_experiment(attack, setti
     assert not list(tmp_path.glob('*.checkpoint'))
 
 
+def test_dual_students_diverges_on_single_images_and_says_so():
+    few = dict(preset='digits', defense='undefended', victim_settings=dict(epochs=1))
+    record = run(attack='dual_students', budget=400, batch_size=1, labels='hard', seed=0, **few)
+    assert record.failed.startswith('diverged') and sum(record.ledger.values()) < 400
+
+
 def test_a_generator_that_diverges_leaves_the_clone_what_it_knows(digits, victim):
     s = resolve(preset='digits', defense='undefended', budget=12_000, batch_size=64)
     theft = Theft(s, Undefended(victim))
