@@ -16,6 +16,8 @@ demo: $(VENV)/ready
 	@$(BIN)/python -c "from meco_nb.records import load_records, table; print(table(load_records('runs/demo'), seconds=True))"
 	@echo "The whole story, with pictures: runs/demo.ipynb (open it with: $(BIN)/jupyter lab runs/demo.ipynb)"
 
+# One thread each: two processes with a thread per core wait for one another most of the time.
+test: export OMP_NUM_THREADS = 1
 test: lint
 	PATH="$(abspath $(BIN)):$$PATH" MECO_PROGRESS=0 nbdev_test --n_workers 2
 	MECO_PROGRESS=0 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -28,11 +28,12 @@ from .experiment import Scene, attackers_images, build_defense, run, try_out
 from .kept import keep_pieces, read_pieces
 from .models import build_model, default_device
 from .oracle import Undefended, answers_to
+from .parties import assemble, in_service, new_clone
 from .records import made_by, markdown
 from .relearn import Relearning, with_answers
 from .settings import resolve
-from .theft import assemble, in_service, new_clone, one_thread, steps_of
-from .training import fit, predict
+from .theft import steps_of
+from .training import fit, one_thread, predict
 
 # %% ../nbs/08c_cost.ipynb #c2028c0b
 def counted(work, named=True):

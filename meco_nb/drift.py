@@ -25,10 +25,10 @@ from .evidence import DEFENDED, benchmark_of, defended, marked, what_is_ours
 from .experiment import prepare
 from .kept import keep_pieces, read_pieces
 from .oracle import AccessEnded, Undefended
+from .parties import in_service
 from .records import interval, made_by, markdown, t_interval
 from .studies import row_settings
-from .theft import in_service, one_thread
-from .training import predict
+from .training import one_thread, predict
 
 # %% ../nbs/07d_drift.ipynb #6f5eaf6c
 def turned(images, degrees):

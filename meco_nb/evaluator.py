@@ -20,8 +20,8 @@ from torch import nn
 from .data import batches
 from .files import load_json, load_tensors, reading, save_json, save_tensors, weights_digest
 from .oracle import Oracle
+from .parties import in_service
 from .saving import made_with, settings_in
-from .theft import in_service
 from .training import scores
 
 # %% ../nbs/07h_evaluator.ipynb #954758ad

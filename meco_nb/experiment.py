@@ -33,6 +33,7 @@ from meco_nb.files import (
 from .methods import ATTACKS, DEFENSES, AttackCard, DefenseCard, card_of, settings_of
 from .models import build_model, default_device
 from .oracle import Undefended, answers_to
+from .parties import assemble, in_service
 from .records import Record, made_by, read_record, save_record
 from meco_nb.settings import (
     Settings,
@@ -43,8 +44,8 @@ from meco_nb.settings import (
     resolve,
     run_name,
 )
-from .theft import Theft, assemble, in_service, judge_chosen, one_thread
-from .training import evaluate, fit, predict, train
+from .theft import Theft, judge_chosen
+from .training import evaluate, fit, one_thread, predict, train
 
 # %% ../nbs/05_attacks.ipynb #077ff205
 class Shelf:
@@ -192,7 +193,7 @@ def try_attack(
     s,  # Settings
     data,  # Data
     defense,  # something to answer it
-    clone=None,  # of `theft.assemble`
+    clone=None,  # of `parties.assemble`
 ):
     "Build clone and attack, and take one step."
     few, api = tiny(s), dict(shape=data.shape, num_classes=data.num_classes, clone=clone)
@@ -223,7 +224,7 @@ def conduct(
     reference,  # what the model that the clone imitates answers to the test set (N, K)
     price,  # dict, what the defense costs honest users
     path,  # of the record, or None
-    clone=None,  # of `theft.assemble`
+    clone=None,  # of `parties.assemble`
 ):  # Record
     "One theft from beginning to end, kept where a path is given."
     checkpoint = path and path.with_suffix('.checkpoint')

@@ -20,8 +20,8 @@ import torch
 
 from .drawing import draw_image
 from .methods import DefenseCard, card_of
+from .parties import in_service
 from .records import Record, read_record
-from .theft import in_service
 
 # %% ../nbs/07b_explore.ipynb #8f3cb747
 def knob(

@@ -39,11 +39,13 @@ from meco_nb.methods import (
     card_of,
     checked,
 )
+from .mishaps import Ignorant
 from .oracle import Undefended
+from .parties import new_clone
 from .records import markdown, read_record
 from .saving import made_with
 from .settings import resolve, run_name
-from .theft import Ignorant, Theft, new_clone, one_thread
+from .theft import Theft
 from meco_nb.thieves import (
     EVERY,
     FIRST_LOOK,
@@ -53,7 +55,7 @@ from meco_nb.thieves import (
     named,
     row_of,
 )
-from .training import predict, scores
+from .training import one_thread, predict, scores
 
 # %% ../nbs/07_grade.ipynb #acc26deb
 def seconds_of(

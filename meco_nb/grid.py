@@ -34,7 +34,7 @@ from .files import make_folder
 from .methods import DEFENSES, NotNegative, Whole, checked
 from .progress import Progress, in_words
 from .settings import Settings, decided, fingerprint, run_name
-from .theft import one_thread
+from .training import one_thread
 
 # %% ../nbs/09_scale.ipynb #ff8d05d8
 def learn(s):

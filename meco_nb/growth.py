@@ -35,7 +35,7 @@ from .oracle import Oracle, Undefended
 from .progress import unwatched
 from .records import markdown
 from .settings import resolve
-from .theft import one_thread
+from .training import one_thread
 
 # %% ../nbs/08e_growth.ipynb #887f519c
 def taken(work):

@@ -24,8 +24,9 @@ from .kd import kl_divergence
 from .kept import keep_pieces, read_pieces
 from .models import to_image
 from .oracle import Undefended, answers_to
+from .parties import in_service
 from .studies import row_settings
-from .theft import in_service, one_thread
+from .training import one_thread
 from .zeroth_order import estimate_gradient
 
 # %% ../nbs/06a_mechanisms.ipynb #e46f6dc4

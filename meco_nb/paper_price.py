@@ -27,10 +27,10 @@ from .experiment import Scene, build_defense
 from .kept import keep_pieces, read_pieces
 from .models import build_model
 from .oracle import Undefended
+from .parties import assemble, in_service
 from .records import crossed, markdown, project_path
 from .settings import resolve
-from .theft import assemble, in_service, one_thread
-from .training import fit
+from .training import fit, one_thread
 
 # %% ../nbs/08f_paper_price.ipynb #b2411b2f
 CLONES = {

@@ -18,10 +18,10 @@ from .choice import judge
 from .defenses.misdirection import nonsense_for
 from .kept import keep_pieces, read_pieces
 from .oracle import Oracle, Undefended, answers_to
+from .parties import in_service
 from .recipe import clone_from, invented, scene_of
 from .records import gap, interval, markdown
 from .relearn import with_answers
-from .theft import in_service
 from .training import predict
 
 # %% ../nbs/06h_patience.ipynb #47d3ef01

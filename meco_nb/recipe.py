@@ -26,11 +26,11 @@ from .images import Source, other_dataset
 from .kept import keep_pieces, read_pieces
 from .models import build_model
 from .oracle import Oracle
+from .parties import in_service
 from .records import gap, interval, markdown
 from .relearn import Relearning, with_answers
 from .settings import resolve
-from .theft import in_service, one_thread
-from .training import predict
+from .training import one_thread, predict
 
 # %% ../nbs/06g_recipe.ipynb #1033c7d1
 def another_task(

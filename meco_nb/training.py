@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['augment', 'make_optimizer', 'Course', 'has_batch_norm', 'check_trainable', 'prepared', 'train', 'of_training',
-           'check_fit', 'fit', 'together', 'raw_answers', 'predict', 'calibration_error', 'scores', 'evaluate',
-           'distance']
+           'check_fit', 'fit', 'together', 'one_thread', 'raw_answers', 'predict', 'calibration_error', 'scores',
+           'evaluate', 'distance']
 
 # %% ../nbs/00c_training.ipynb #e43bc387
 #| code-fold: true
 #| code-summary: "Imports"
+import contextlib
 from pathlib import Path
 from typing import Literal
 
@@ -213,6 +214,17 @@ def together(
 ):  # tuple of logits (N_i, K)
     "Logits of batches that go through a model as one, so that batch norm sees one distribution."
     return model(torch.cat(batches)).split([len(batch) for batch in batches])
+
+# %% ../nbs/00c_training.ipynb #60e95141
+@contextlib.contextmanager
+def one_thread():
+    "torch computes with one thread within it."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 # %% ../nbs/00c_training.ipynb #401e335c
 def raw_answers(model, dataset, batch_size):

@@ -29,11 +29,11 @@ from .kept import keep_pieces
 from .methods import DEFENSES, settings_of
 from .models import build_model
 from .oracle import Undefended
+from .parties import in_service
 from .records import crossed, made_by, markdown, project_path
 from .settings import resolve
-from .theft import in_service, one_thread
 from .timing import in_turn, ratios
-from .training import evaluate, fit
+from .training import evaluate, fit, one_thread
 
 # %% ../nbs/06c_utility.ipynb #a1c27b5f
 @torch.no_grad()

@@ -4,6 +4,7 @@ import os
 import signal
 
 os.environ['MECO_PROGRESS'] = '0'  # also for the processes that tests start
+os.environ['OMP_NUM_THREADS'] = '1'  # two processes with two threads each wait for one another
 
 import pytest
 import torch

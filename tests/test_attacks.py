@@ -18,9 +18,10 @@ from meco_nb.experiment import run
 from meco_nb.methods import ATTACKS, AttackCard, card_of, check_settings, settings_of
 from meco_nb.models import build_model, network_name
 from meco_nb.oracle import Averaged, Oracle, Undefended, Wrapped
+from meco_nb.parties import in_service
 from meco_nb.relearn import BELIEVE
 from meco_nb.settings import resolve
-from meco_nb.theft import Theft, in_service, judge_chosen
+from meco_nb.theft import Theft, judge_chosen
 from meco_nb.thieves import EVERY, graded_settings, row_of
 
 CARDS = {name: card_of(ATTACKS[name], AttackCard) for name in ATTACKS}

@@ -54,6 +54,7 @@ from meco_nb.methods import (
     load_path,
     settings_of,
 )
+from meco_nb.mishaps import Ignorant
 from meco_nb.models import LeNet5, build_model, find_model, reinitialised
 from meco_nb.oracle import (
     Averaged,
@@ -70,7 +71,6 @@ from meco_nb.records import Record, load_records, read_record, save_record
 from meco_nb.saving import load, save
 from meco_nb.settings import Settings, file_name, resolve, run_name
 from meco_nb.studies import pick_rows
-from meco_nb.theft import Ignorant
 from meco_nb.training import evaluate, fit, predict, train
 from meco_nb.zeroth_order import estimate_gradient
 

@@ -10,9 +10,9 @@ from meco_nb.defenses.meco import MeCoPlain
 from meco_nb.defenses.perturbation import RandomFilters, rms
 from meco_nb.methods import DEFENSES
 from meco_nb.models import build_model
+from meco_nb.parties import SplitOracle
 from meco_nb.settings import resolve, run_name
 from meco_nb.studies import row_settings
-from meco_nb.theft import SplitOracle
 
 NAMES = [name for name in DEFENSES if name.startswith('meco')]
 

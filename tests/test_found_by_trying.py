@@ -16,9 +16,10 @@ from meco_nb.kept import keep, read_pieces
 from meco_nb.leaderboard import check_open
 from meco_nb.methods import ATTACKS
 from meco_nb.oracle import HardLabels, Oracle, Unanswered
+from meco_nb.parties import assemble
 from meco_nb.settings import resolve
 from meco_nb.studies import row_settings
-from meco_nb.theft import Theft, assemble
+from meco_nb.theft import Theft
 from meco_nb.training import evaluate
 
 SHORT = dict(preset='digits', defense='undefended', budget=600, relearn=2, real_images=20)

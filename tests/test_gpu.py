@@ -11,10 +11,10 @@ from meco_nb.experiment import build_defense, run
 from meco_nb.methods import ATTACKS, DEFENSES
 from meco_nb.models import build_model
 from meco_nb.oracle import Oracle, Undefended, answers_to
+from meco_nb.parties import in_service
 from meco_nb.randomness import Randomness
 from meco_nb.records import device_name
 from meco_nb.settings import resolve
-from meco_nb.theft import in_service
 
 DEVICE = os.environ.get('MECO_TEST_DEVICE', 'cuda')
 needed = DEVICE != 'cuda' or torch.cuda.is_available()

@@ -18,7 +18,8 @@ from meco_nb.remote import RemoteOracle
 from meco_nb.serve import as_app, running
 from meco_nb.service import Service
 from meco_nb.settings import resolve
-from meco_nb.theft import Theft, one_thread
+from meco_nb.theft import Theft
+from meco_nb.training import one_thread
 from meco_nb.users import User, hashed
 
 THIEF = User('thief', hashed('key'), 3_000, 'ever')

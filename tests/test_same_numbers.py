@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from meco_nb.experiment import run
-from meco_nb.theft import one_thread
+from meco_nb.training import one_thread
 
 STORED = json.loads((Path(__file__).parent / 'same_numbers.json').read_text())
 
