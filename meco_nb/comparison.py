@@ -68,18 +68,18 @@ THIEF_ROWS = {
 }
 
 # %% ../nbs/07a_side_by_side.ipynb #450310af
-BUDGETS = (1_000, 5_000, 20_000, 100_000)
+BUDGETS = (1_000, 5_000, 20_000, 100_000, 250_000)
 GROWING = {  # attack -> its settings, and the largest budget
-    'DFME': (dict(attack='dfme'), 100_000),
-    'MAZE': (dict(attack='maze'), 100_000),
-    'DFMS-HL': (dict(attack='dfms_hl', attack_settings=dict(gan_steps=300)), 100_000),
-    'Dual Students': (dict(attack='dual_students'), 100_000),
-    'DisGUIDE': (dict(attack='disguide'), 100_000),
+    'DFME': (dict(attack='dfme'), 250_000),
+    'MAZE': (dict(attack='maze'), 250_000),
+    'DFMS-HL': (dict(attack='dfms_hl', attack_settings=dict(gan_steps=300)), 250_000),
+    'Dual Students': (dict(attack='dual_students'), 250_000),
+    'DisGUIDE': (dict(attack='disguide'), 250_000),
     'IDEAL': (dict(attack='ideal'), 5_000),
     'QEDG': (dict(attack='qedg'), 1_000),
     'Knockoff, all sources': (
         dict(attack='knockoff', attack_settings=dict(source='mixed', epochs=5)),
-        100_000,
+        250_000,
     ),
 }
 
