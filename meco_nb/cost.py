@@ -6,7 +6,7 @@
 __all__ = ['PRICED', 'counted', 'seconds_of', 'parabola', 'Stage', 'operations', 'Piece', 'extrapolated', 'seconds_along', 'few',
            'training_piece', 'victim_piece', 'defense_piece', 'small_theft', 'asked_by_step', 'theft_piece',
            'relearning_piece', 'judging_piece', 'untrained', 'pieces', 'seconds_ahead', 'by_network', 'Cost',
-           'cost_table', 'cost', 'priced_and_run', 'measure_costs', 'costs_table']
+           'cost_table', 'kept_bytes', 'cost', 'priced_and_run', 'measure_costs', 'costs_table']
 
 # %% ../nbs/08c_cost.ipynb #2bd294f5
 #| code-fold: true
@@ -23,9 +23,11 @@ import torch
 from torch.utils.data import Subset, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
+from .attacks.base import Memory
 from .data import load_data
 from .experiment import Scene, attackers_images, build_defense, run, try_out
 from .kept import keep_pieces, read_pieces
+from .mishaps import Ignorant
 from .models import build_model, default_device
 from .oracle import Undefended, answers_to
 from .parties import assemble, in_service, new_clone
@@ -305,6 +307,19 @@ def cost_table(c):
     more = f'{c.queries:,} queries, and {c.kept / 1e6:,.1f} MB of images and answers kept'
     return f'{markdown(lines)}\n\nOperations in the theft: {shares}. {more}.'
 
+# %% ../nbs/08c_cost.ipynb #5cd8badb
+def kept_bytes(
+    s,  # Settings
+    data,  # Data
+):  # int
+    "What all images and answers take that are kept, at most."
+    api = dict(shape=data.shape, num_classes=data.num_classes)
+    silent = Undefended(Ignorant(data.num_classes))
+    parts = assemble(s, silent, attackers_images(data, s), **api).attack.parts.values()
+    images = (s.budget - s.held_back) // s.average
+    rows = sum(min(images, part.most or images) for part in parts if isinstance(part, Memory))
+    return 4 * rows * (data.num_classes + torch.Size(data.shape).numel())
+
 # %% ../nbs/08c_cost.ipynb #59b9cdf5
 def cost(
     **given,  # the fields of `Settings`
@@ -317,9 +332,7 @@ def cost(
         scene = untrained(s, data)
         stages = {name: extrapolated(piece) for name, piece in pieces(s, scene).items()}
         theft = by_network(stages['theft'].flops, s.budget, scene)
-    row = 4 * (data.num_classes + torch.Size(data.shape).numel())
-    kept = row * (s.budget - s.held_back) // s.average if s.relearn else 0
-    return Cost(s.budget, stages, theft, kept)
+    return Cost(s.budget, stages, theft, kept_bytes(s, data))
 
 # %% ../nbs/08c_cost.ipynb #90d02ba5
 PRICED = {

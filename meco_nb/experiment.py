@@ -108,7 +108,13 @@ def build_defense(s, victim):
     cls = DEFENSES.find(s.defense)
     own = settings_of(cls)
     rest = {k: v for k, v in s.defense_settings.items() if k not in own}
-    return cls(victim, **{k: v for k, v in s.defense_settings.items() if k in own}), rest
+    defense = cls(victim, **{k: v for k, v in s.defense_settings.items() if k in own})
+    if not isinstance(getattr(defense, 'victim', None), nn.Module):
+        raise TypeError(
+            f'{cls.__name__} does not keep the network that it answers with as `victim`: '
+            'it is what a defense is compared with, undefended'
+        )
+    return defense, rest
 
 # %% ../nbs/05_attacks.ipynb #fbb7dc35
 def trained_defense(s, data, victim, shelf):
@@ -184,7 +190,10 @@ def tiny(s):
     small = card_of(ATTACKS.find(s.attack), AttackCard).small
     steps = {k: v for k, v in small.items() if k in settings_of(ATTACKS.find(s.attack))}
     few = dict(
-        batch_size=2, budget=10_000 * s.average, held_back=0, real_images=min(s.real_images, 4)
+        batch_size=s.batch_size and 2,
+        budget=10_000 * s.average,
+        held_back=0,
+        real_images=min(s.real_images, 4),
     )
     return replace(s, attack_settings=s.attack_settings | steps, **few)
 

@@ -21,6 +21,7 @@ from torch import nn
 from .data import DATASETS, batches, find_dataset, load_data
 from .methods import Count, Seed, Shape, check_keys, checked
 from .models import Generator, to_image
+from .oracle import check_images
 
 # %% ../nbs/00d_images.ipynb #80e84a4c
 def noise(
@@ -220,6 +221,7 @@ def pool_of(name, shape, images):
     if name == 'real' and images is None:
         raise ValueError("the source 'real' draws from images that it must be given")
     if name == 'real':
+        check_images(images, shape)
         return images
     return other_dataset(name, shape)[0] if is_dataset(name) else None
 

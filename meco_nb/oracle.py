@@ -167,6 +167,8 @@ def check_ledger(state, budget):
 class Oracle(Ledger):
     "The border between attacker and defender: every image is counted before it is answered."
 
+    each = 1  # queries that an image costs
+
     @checked
     def __init__(
         self,
@@ -287,6 +289,10 @@ class Averaged(Wrapped):
     ):
         super().__init__(oracle)
         self.n, self.jitter, self.randomness = n, jitter, Randomness(seed)
+
+    @property
+    def each(self):
+        return self._oracle.each * self.n
 
     @property
     def remaining(self):

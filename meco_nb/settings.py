@@ -161,9 +161,13 @@ def batch_size(
     attack,  # its class
 ):  # int, or None where the attack has none
     "The batch size of the attack: the first that somebody names."
-    _, default = settings_of(attack).get('batch_size', (None, None))
+    known = settings_of(attack)
+    if 'batch_size' not in known:
+        if s.batch_size is not None:
+            raise ValueError(f'the attack {s.attack!r} has no batch_size: leave it away')
+        return None
     given = s.attack_settings.get('batch_size')
-    sources = (s.batch_size, given, preset.batch_size, own, default)
+    sources = (s.batch_size, given, preset.batch_size, own, known['batch_size'][1])
     return next((size for size in sources if size is not None), None)
 
 # %% ../nbs/05a_settings.ipynb #8d878a39

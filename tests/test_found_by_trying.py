@@ -2,20 +2,28 @@
 
 import copy
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
+from meco_nb.attacks.base import Attack, steal
+from meco_nb.attacks.dast import DaST
+from meco_nb.attacks.dfms_hl import DFMSHL, length
+from meco_nb.cost import kept_bytes
 from meco_nb.defenses import Undefended
+from meco_nb.defenses.outputs import Rounding
 from meco_nb.evidence import ended
 from meco_nb.experiment import run
 from meco_nb.grading import Grade, grade
+from meco_nb.images import Source
 from meco_nb.kept import keep, read_pieces
 from meco_nb.leaderboard import check_open
-from meco_nb.methods import ATTACKS
-from meco_nb.oracle import HardLabels, Oracle, Unanswered
+from meco_nb.methods import ATTACKS, AttackCard
+from meco_nb.models import build_model
+from meco_nb.oracle import Averaged, HardLabels, Oracle, Unanswered
 from meco_nb.parties import assemble
 from meco_nb.settings import resolve
 from meco_nb.studies import row_settings
@@ -223,3 +231,71 @@ def test_wide_images_have_a_discriminator():
 
     for shape in [(1, 8, 64), (1, 16, 128), (3, 4, 32), (1, 8, 8)]:
         assert Discriminator(shape)(torch.rand(2, *shape)).shape == (2,)
+
+
+def test_a_clone_with_other_classes_is_told_before_anything_is_bought(victim, digits):
+    "Also by an attack with a loss of its own, and of a clone that does not say how many it has."
+    oracle = Oracle(Undefended(victim), budget=100)
+    clone = nn.Sequential(nn.Flatten(), nn.Linear(64, 7))
+    attack = DaST(clone, digits.shape, batch_size=10, width=8)
+    with pytest.raises(ValueError, match='the clone is for classes 7, the oracle for 10'):
+        steal(attack, oracle)
+    assert oracle.used == 0
+
+
+def test_a_share_of_the_budget_is_counted_in_images_where_answers_are_averaged(victim, digits):
+    oracle = Oracle(Undefended(victim), budget=4_000)
+    attack = DFMSHL(build_model('lenet5', digits, seed=1), batch_size=20, share=0.5, width=8)
+    assert length(attack, 'buy', oracle) == 100
+    assert length(attack, 'buy', Averaged(oracle, 5)) == 20
+
+
+def test_real_images_are_checked_before_they_are_distorted(digits):
+    with pytest.raises(ValueError, match='lie in'):
+        Source('distorted real', digits.shape, images=255 * digits.test.tensors[0][:4])
+
+
+class Unkept(Rounding):
+    "A defense that forgets whose answers it changes."
+
+    card = replace(Rounding.card, name='unkept')
+
+    def __init__(self, victim):
+        super().__init__(victim)
+        self.whose = self.victim
+        del self.victim
+
+
+class Sizeless(Attack):
+    "An attack that asks one image at a time."
+
+    card = AttackCard(name='sizeless', title='Sizeless', about='asks one image at a time', cite=())
+
+    def __init__(self, clone, seed=0, images=None):
+        super().__init__(clone, 1, seed)
+
+    def step(self, oracle):
+        return dict(clone=oracle(torch.zeros(1, 1, 8, 8)).sum())
+
+    def samples(self, count):
+        return torch.zeros(count, 1, 8, 8)
+
+
+HERE = dict(preset='digits', victim_settings=dict(epochs=1), budget=20)
+
+
+def test_a_defense_that_keeps_no_victim_is_told_before_anything_is_trained():
+    with pytest.raises(TypeError, match='does not keep the network'):
+        run(defense=f'{__name__}:Unkept', attack='knockoff', **HERE)
+
+
+def test_an_attack_without_a_batch_size_needs_none():
+    own = dict(defense='undefended', attack=f'{__name__}:Sizeless', **HERE)
+    assert run(**own).ledger == dict(clone=20)
+    with pytest.raises(ValueError, match='has no batch_size'):
+        run(**own, batch_size=5)
+
+
+def test_what_a_run_keeps_is_counted_wherever_it_is_kept(digits):
+    s = resolve(preset='digits', defense='undefended', attack='disguide', budget=500, relearn=1)
+    assert kept_bytes(s, digits) == 2 * 500 * 4 * (64 + 10)

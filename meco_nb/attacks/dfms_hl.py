@@ -199,9 +199,9 @@ ACTS = {
 }
 
 # %% ../../nbs/attacks/dfms_hl.ipynb #b2c683bb
-def length(attack, act, budget):
+def length(attack, act, oracle):
     "Steps of an act; the last goes on until the budget is spent."
-    labels = min(attack.share * budget, 50_000)
+    labels = min(attack.share * oracle.budget / oracle.each, 50_000)
     steps = {
         'gan': attack.gan_steps,
         'buy': labels // attack.batch_size,
@@ -299,7 +299,7 @@ class DFMSHL(GeneratorAttack):
         self.generator.train()
         losses = ACTS[act](self, oracle)
         self.count += 1
-        if self.count >= length(self, act, oracle.budget):
+        if self.count >= length(self, act, oracle):
             self.studied = len(self.bought) if act == 'fit' else self.studied
             self.act, self.count = self.act + 1, 0
         return losses

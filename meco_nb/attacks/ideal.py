@@ -9,6 +9,8 @@ __all__ = ['reset', 'alike', 'aimed_loss', 'wanted_classes', 'eight_bit', 'inven
 # %% ../../nbs/attacks/ideal.ipynb #223108d7
 #| code-fold: true
 #| code-summary: "Imports"
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -18,7 +20,9 @@ from meco_nb.attacks.base import (
     Loss,
     Memory,
     choose_loss,
+    classes_of,
     disagreement,
+    distil_epoch,
     shape_of,
 )
 from .dfme import new_generator
@@ -104,13 +108,15 @@ def invent(
     "A new generator's best batch. No queries."
     generator, device = reset(attack.generator, random), attack.device()
     z = torch.randn(count, generator.latent, generator=random).to(device)
-    aims = wanted_classes(count, attack.classes(), None if attack.balanced else random).to(device)
+    clone = attack.clone.eval()  # what it says of an image depends on no other
+    classes = classes_of(clone, attack.generator.shape)
+    aims = wanted_classes(count, classes, None if attack.balanced else random).to(device)
     optimizer = torch.optim.Adam(generator.parameters(), attack.generator_lr, attack.betas)
     best = smallest = None
     for _ in range(attack.moves):
         images = generator(z)
         seen = augment(images, random, attack.padding()) if attack.augmented else images
-        loss = aimed_loss(attack.clone(seen), seen, aims, *attack.weights)
+        loss = aimed_loss(clone(seen), seen, aims, *attack.weights)
         if best is None:
             best, smallest = images.detach(), loss.detach()
         better = loss.detach() < smallest  # stays on the device
@@ -119,7 +125,7 @@ def invent(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    attack.clone.zero_grad()
+    clone.zero_grad()
     return eight_bit(best)
 
 # %% ../../nbs/attacks/ideal.ipynb #53bfb587
@@ -150,16 +156,9 @@ def study(
     loss,  # 'l1' or 'kl'
 ):  # the mean loss
     "One epoch over all that was bought."
-    values = []
-    for images, answers in attack.bought.batches(attack.batch_size, attack.random):
-        images, answers = images.to(attack.device()), answers.to(attack.device())
-        attack.clone.train(len(images) > 1)
-        value = weighed_loss(answers, attack.clone(images), loss, attack.wrong)
-        attack.clone_optimizer.zero_grad()
-        value.backward()
-        attack.clone_optimizer.step()
-        values.append(value.detach())
-    return sum(values) / len(values)
+    weighed = partial(weighed_loss, loss=loss, wrong=attack.wrong)
+    how = attack.batch_size, attack.random, weighed
+    return distil_epoch(attack.clone, attack.clone_optimizer, attack.bought, *how)
 
 # %% ../../nbs/attacks/ideal.ipynb #b556bf52
 class Aimed(Attack):
@@ -213,12 +212,6 @@ class Aimed(Attack):
 
     def padding(self):
         return 1 + self.generator.shape[-1] // 16
-
-    @torch.no_grad()
-    def classes(self):
-        "K, as the clone has it."
-        image = torch.zeros(1, *self.generator.shape, device=self.device())
-        return self.clone.eval()(image).shape[1]
 
     def cost(self):
         return dict(clone=self.batch_size)

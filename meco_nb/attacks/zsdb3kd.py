@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DOUBLINGS', 'HALVINGS', 'STARTS', 'STEPS', 'PROBES', 'DIRECTIONS', 'as_column', 'Line', 'distance_along', 'unit',
            'unit_noise', 'Nearest', 'sign_gradient', 'nearest_boundary', 'noise_of_classes', 'contrasts', 'pushed',
-           'distances_to', 'soft_labels', 'make_batch', 'most_per_image', 'classes_of', 'ZSDB3KD', 'ask_or_make']
+           'distances_to', 'soft_labels', 'make_batch', 'most_per_image', 'ZSDB3KD', 'ask_or_make']
 
 # %% ../../nbs/attacks/zsdb3kd.ipynb #4e4a15d4
 #| code-fold: true
@@ -15,7 +15,7 @@ import math
 import torch
 from torch import nn
 
-from .base import Attack, Memory, distil_epoch, shape_of
+from .base import Attack, Memory, classes_of, distil_epoch, shape_of
 from ..methods import AttackCard, Count, NotNegative, Positive, Seed, Shape, Whole, checked
 
 # %% ../../nbs/attacks/zsdb3kd.ipynb #e1558604
@@ -216,15 +216,6 @@ def most_per_image(tries, pushes, num_classes):
     along = 1 + DOUBLINGS + HALVINGS
     search = STARTS * along + STEPS * (PROBES + along)
     return tries + pushes * (search + 1) + num_classes * DIRECTIONS * along
-
-# %% ../../nbs/attacks/zsdb3kd.ipynb #cc74a4f3
-def classes_of(clone, shape):
-    "How many classes a clone tells apart."
-    if hasattr(clone, 'num_classes'):
-        return clone.num_classes
-    device = next(clone.parameters()).device
-    with torch.no_grad():
-        return clone.eval()(torch.zeros(1, *shape, device=device)).shape[1]
 
 # %% ../../nbs/attacks/zsdb3kd.ipynb #3cd2c95a
 class ZSDB3KD(Attack):
