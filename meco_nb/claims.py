@@ -21,7 +21,7 @@ from functools import cache
 from statistics import mean
 
 from .ablations import ROWS
-from .comparison import AGAINST, DISTURBING, HALVES, brought, read_stored
+from .comparison import AGAINST, read_stored
 from meco_nb.evidence import (
     BENCHMARKS,
     DATA_FREE,
@@ -42,6 +42,7 @@ from meco_nb.records import (
     t_interval,
 )
 from .studies import read_study
+from .trained_generator import DISTURBING, HALVES, brought
 from .utility import read_table
 
 # %% ../nbs/07i_judged.ipynb #d3abf6c2

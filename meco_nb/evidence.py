@@ -18,10 +18,11 @@ from statistics import mean
 import matplotlib.pyplot as plt
 
 from .alone import stored_curve
-from .comparison import AGAINST, KNOWING, SAME
+from .comparison import AGAINST
 from .drawing import use_style
 from .experiment import run
 from .frontier import BUYERS
+from .knowing import KNOWING, SAME
 from .methods import DEFENSES, check_keys
 from .readings import READINGS
 from meco_nb.records import (

@@ -14,8 +14,8 @@ from statistics import mean
 
 import matplotlib.pyplot as plt
 
-from .comparison import SAME
 from .drawing import COLORS
+from .knowing import SAME
 from .readings import WANTED, reading
 from .records import crossed, interval, markdown, project_path, t_interval
 from .studies import read_study

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from .attacks.base import disagreement
-from .comparison import HALVES, STUDIES
+from .comparison import STUDIES
 from .data import load_data
 from .experiment import prepare, stored
 from .kd import kl_divergence
@@ -26,6 +26,7 @@ from .models import to_image
 from .oracle import Undefended, answers_to
 from .parties import in_service
 from .studies import row_settings
+from .trained_generator import HALVES
 from .training import one_thread
 from .zeroth_order import estimate_gradient
 

@@ -16,12 +16,13 @@ from statistics import mean
 import matplotlib.pyplot as plt
 
 from .alone import stored_curve
-from .comparison import AGAINST, KNOWING, SAME
+from .comparison import AGAINST
 from .defenses.misdirection import FOREIGN
 from .drift import drift_of, lost, over_strengths
 from .evidence import stolen
 from .frontier import BUYERS
 from .kept import keep_pieces, read_pieces
+from .knowing import KNOWING, SAME
 from .records import gap, interval, markdown, paired, project_path, t_interval
 from .studies import read_study, row_settings, run_study
 

@@ -11,9 +11,9 @@ __all__ = ['SCRATCH', 'TUNED', 'WANTED', 'READINGS', 'BASES', 'JUDGES', 'JUDGED'
 #| code-summary: "Imports"
 from statistics import mean
 
-from .comparison import best_clone
 from .data import hold_out, load_data
 from .records import crossed, interval, markdown, project_path
+from .strength import best_clone
 from .studies import read_study
 
 # %% ../nbs/06d_readings.ipynb #4af90640
