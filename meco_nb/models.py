@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BLOCKS', 'NETWORKS', 'MODELS', 'Normalize', 'Classifier', 'lenet_plan', 'LeNet5', 'lenet5', 'lenet5_half',
            'resnet18_8x', 'resnet34_8x', 'mobilenet_v2', 'densenet121', 'googlenet', 'find_model', 'network_name',
-           'seeded', 'problem_of', 'build_model', 'default_device', 'own_copy', 'reinitialised', 'MeanAnswer',
-           'to_image', 'Generator']
+           'seeded', 'problem_of', 'check_built', 'build_model', 'default_device', 'own_copy', 'reinitialised',
+           'MeanAnswer', 'to_image', 'Generator']
 
 # %% ../nbs/00b_models.ipynb #be9f7e94
 #| code-fold: true
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .answers import copied, logits_of
+from .answers import check_classifier, copied, logits_of
 from .fast import doubled_conv
 from meco_nb.methods import (
     Count,
@@ -244,6 +244,21 @@ def problem_of(
     shape = converted(owner, 'shape', Shape, data.shape)
     return shape, converted(owner, 'num_classes', Count, data.num_classes)
 
+# %% ../nbs/00b_models.ipynb #bb762e54
+def check_built(
+    name,  # of who built it
+    built,  # what should be an nn.Module: normalised images (N, C, H, W) -> logits (N, K)
+    shape,  # (C, H, W)
+    num_classes,  # K
+):
+    "Raise one clear error unless a network was built that gives logits."
+    if not isinstance(built, nn.Module):
+        raise ValueError(f'{name!r} must build an nn.Module, got {type(built).__name__}')
+    try:
+        check_classifier(built, shape, num_classes)
+    except ValueError as error:
+        raise ValueError(f'{name!r} builds no classifier: {error}') from error
+
 # %% ../nbs/00b_models.ipynb #b41ffcb2
 def build_model(
     name,  # one of MODELS, 'module:function', or a function (shape, num_classes) -> network
@@ -258,8 +273,8 @@ def build_model(
     shape, num_classes = problem_of(owner, data)
     with seeded(converted(owner, 'seed', Seed | None, seed)):
         built = network(shape, num_classes, **settings)
-    if not isinstance(built, nn.Module):
-        raise ValueError(f'{name!r} must build an nn.Module, got {type(built).__name__}')
+        if name not in MODELS:
+            check_built(name, built, shape, num_classes)
     half = (0.5,) * shape[0]
     statistics = getattr(data, 'mean', half), getattr(data, 'std', half)
     classifier = Classifier(name, built, shape, num_classes, *statistics)

@@ -1,6 +1,7 @@
 "The README's own-model example, with five models of different make."
 
 import json
+import math
 import threading
 import urllib.request
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -15,6 +16,7 @@ import meco_nb
 from meco_nb.answers import AsLogits
 from meco_nb.data import make_data
 from meco_nb.defenses import MeCoPlain, RandP, Undefended
+from meco_nb.experiment import run
 from meco_nb.oracle import Patient, Unanswered
 from meco_nb.training import evaluate, fit
 
@@ -146,3 +148,15 @@ def test_a_server_that_is_asked_over_http(server, network, data):
     assert not grade.failed and grade.evaluation.ledger['the test set'] == len(data.test)
     accuracy = evaluate(network, data.test)['accuracy']
     assert abs(grade.evaluation.price()['accuracy'] - accuracy) < 0.03
+
+
+def with_softmax(shape, num_classes):
+    "A function that a stranger could write: it ends in a softmax."
+    layers = nn.Linear(math.prod(shape), num_classes), nn.Softmax(-1)
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+@pytest.mark.parametrize('role', ['victim', 'clone'])
+def test_a_network_by_path_that_ends_in_a_softmax_is_told_before_anything_is_trained(role):
+    with pytest.raises(ValueError, match='builds no classifier.*gives probabilities'):
+        run(preset='digits', defense='undefended', budget=50, **{role: f'{__name__}:with_softmax'})
