@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['seconds_of', 'expected_seconds', 'announce', 'grade', 'carried_out', 'check_graded', 'best', 'stored_at', 'attempts',
-           'attempt', 'needs_real', 'without_victim', 'second_half', 'grade_line', 'remarks', 'Grade', 'rows_on',
-           'store_rows', 'set_line', 'entered']
+           'attempt', 'needs_real', 'without_victim', 'second_half', 'grade_line', 'remarks', 'Grade', 'entered']
 
 # %% ../nbs/07_grade.ipynb #bae632fb
 #| code-fold: true
@@ -13,7 +12,6 @@ __all__ = ['seconds_of', 'expected_seconds', 'announce', 'grade', 'carried_out',
 import os
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,13 +21,11 @@ from .alone import alone
 from .data import check_data, load_data
 from .evaluator import evaluation
 from .evidence import THIEVES, WITH_REAL
-from .experiment import attackers_images, conduct, prepare, try_attack
+from .experiment import attackers_images, conduct, try_attack
 from .files import load_json, make_folder, save_json
-from .kept import keep_pieces, read_pieces
 from .leaderboard import check_open, enter
 from meco_nb.methods import (
     ATTACKS,
-    DEFENSES,
     Asked,
     AttackCard,
     Count,
@@ -44,10 +40,9 @@ from .oracle import Undefended
 from .parties import new_clone
 from .records import markdown, read_record
 from .saving import made_with
-from .settings import resolve, run_name
+from .settings import run_name
 from .theft import Theft
 from meco_nb.thieves import (
-    EVERY,
     FIRST_LOOK,
     STRONGEST,
     WITH_REAL_IMAGES,
@@ -282,47 +277,6 @@ class Grade(dict):
         asked = self.evaluation.ledger.items()
         asked = ', '.join(f'{count:,} for {purpose}' for purpose, count in asked)
         return '\n'.join([*lines, f"the evaluator's own questions: {asked}"])
-
-# %% ../nbs/07_grade.ipynb #c02bc1f6
-def rows_on(
-    defense,  # its name
-    models=None,  # dict that keeps trained models
-    preset='digits',
-    seed=7,
-    rows=tuple(EVERY),
-    **more,  # of `grade`
-):  # dict: row -> accuracy of its best clone
-    "What every row gets from a defense of the catalogue."
-    s = resolve(preset=preset, defense=defense, seed=seed)
-    with one_thread():
-        scene = prepare(s, load_data(s.dataset), {} if models is None else models)
-    graded = grade(scene.defense, scene.data, quick=True, rows=list(rows), seed=seed, **more)
-    return {name: best(record) for name, record in graded.items()}
-
-# %% ../nbs/07_grade.ipynb #1d7095de
-def store_rows(path='results/set-digits.json', defenses=None, **more):
-    "Make the stored table, defense by defense; goes on where it stopped."
-    models, names = {}, defenses or DEFENSES
-    rows = {('rows', name): partial(rows_on, name, models, **more) for name in names}
-    keep_pieces(path, rows, 'defenses against every row')
-
-# %% ../nbs/07_grade.ipynb #e7c8678b
-def set_line(
-    defense,  # its name
-    found,  # dict: row -> accuracy of its best clone
-    real=True,  # rows with real images count
-    chosen=STRONGEST,
-):  # dict, a line of a table
-    "The best of the set, the best of everything, and the difference in points."
-    found = {row: value for row, value in found.items() if real or not needs_real(row)}
-    inside = max((row for row in found if row in chosen), key=found.get)
-    every = max(found, key=found.get)
-    return {
-        'defense': defense,
-        'best of the six': f'{found[inside]:.1%}, {inside}',
-        'best of all': f'{found[every]:.1%}, {every}',
-        'points lost': f'{100 * (found[every] - found[inside]):.1f}',
-    }
 
 # %% ../nbs/07_grade.ipynb #ebc536fe
 def entered(defense, data, path, seed, clone=None, report=None):

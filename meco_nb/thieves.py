@@ -75,7 +75,14 @@ STRONGEST = (
     'Knockoff, distorted real images',
     'Knockoff, distorted real images, hard labels',
 )
-FIRST_LOOK = tuple(name for name in STRONGEST if name != 'DisGUIDE, relearned, hard labels')
+FIRST_LOOK = (
+    'Knockoff, shapes',
+    'Knockoff, Fourier',
+    'Knockoff, adaptive',
+    'Knockoff, all sources, hard labels',
+    'Knockoff, distorted real images',
+    'Knockoff, distorted real images, hard labels',
+)
 SHORT = dict(dfms_hl=dict(gan_steps=100, fit_epochs=10), knockoff=dict(epochs=20))
 
 # %% ../nbs/07j_thieves.ipynb #5a092bff
