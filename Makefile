@@ -20,7 +20,7 @@ demo: $(VENV)/ready
 test: export OMP_NUM_THREADS = 1
 test: lint
 	PATH="$(abspath $(BIN)):$$PATH" MECO_PROGRESS=0 nbdev_test --n_workers 2
-	MECO_PROGRESS=0 $(BIN)/python -m pytest -n 2 --dist loadfile
+	MECO_PROGRESS=0 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The border at length, about an hour on two cores: a short form of it is part of make test.
 soak: $(VENV)/ready

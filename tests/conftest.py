@@ -26,3 +26,12 @@ def digits():
 @pytest.fixture(scope='session')
 def victim(digits):
     return fit(build_model('lenet5', digits, seed=0), digits, epochs=3)
+
+
+LONGEST = ('experiment', 'notebooks', 'cluster', 'trained_defenses', 'soak', 'attacks', 'serve')
+
+
+def pytest_collection_modifyitems(items):
+    "Files that take minutes begin first: else one process ends alone with them."
+    names = [f'test_{name}' for name in LONGEST]
+    items.sort(key=lambda item: names.index(n) if (n := item.path.stem) in names else len(names))
