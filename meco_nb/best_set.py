@@ -121,7 +121,7 @@ CANDIDATES = (
 
 def store_larger(
     path='results/set-20000-digits.json',
-    defenses=('misdirection', 'meco', 'undefended', 'edm'),
+    defenses=('misdirection', 'meco', 'undefended'),
 ):
     "The table of a larger budget, of the rows that a whole grade may choose from."
     store_rows(path, defenses, budget=20_000, rows=CANDIDATES)
