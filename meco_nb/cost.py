@@ -332,7 +332,8 @@ def cost(
         scene = untrained(s, data)
         stages = {name: extrapolated(piece) for name, piece in pieces(s, scene).items()}
         theft = by_network(stages['theft'].flops, s.budget, scene)
-    return Cost(s.budget, stages, theft, kept_bytes(s, data))
+        kept = kept_bytes(s, data)
+    return Cost(s.budget, stages, theft, kept)
 
 # %% ../nbs/08c_cost.ipynb #90d02ba5
 PRICED = {

@@ -103,12 +103,12 @@ def classes_of(
 # %% ../../nbs/01a_attack_loop.ipynb #f740875f
 def check_clone(clone, oracle):
     "Raise one clear error where a clone is for other images or classes."
-    told = tuple(getattr(clone, 'image_shape', oracle.shape) or ())
+    shape = getattr(clone, 'image_shape', None)
     for name, own, asked in [
-        ('images', told, oracle.shape and tuple(oracle.shape)),
-        ('classes', classes_of(clone, oracle.shape), oracle.num_classes),
+        ('images', shape, oracle.shape),
+        ('classes', classes_of(clone, shape or oracle.shape), oracle.num_classes),
     ]:
-        if own and asked and own != asked:
+        if own is not None and asked is not None and own != asked:
             raise ValueError(
                 f"the clone is for {name} {own}, the oracle for {asked}: "
                 "build it with build_model(name, oracle)"
