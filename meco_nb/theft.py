@@ -12,6 +12,7 @@ import contextlib
 import time
 
 import torch
+from fastcore.basics import patch
 
 from .choice import Chooser, choice, wearing
 from .mishaps import Checkpoint, Ignorant, interrupt_later, is_lost, is_sound, until_lost
@@ -78,95 +79,118 @@ class Theft:
         parts = dict(attack=self.attack, oracle=self.oracle, chooser=self.chooser, track=self.track)
         self.checkpoint = Checkpoint(path, parts)
 
-    def run(
-        self,
-        measure,  # function (clone) -> dict, what the curve shows
-        text='',  # for the progress line
-        points=20,  # of the curve
-    ):
-        "Attack to the end, measuring, choosing and saving on the way."
-        whole, used = self.oracle.budget, self.oracle.used
-        with interrupt_later() as interrupted, Progress(whole, text, used) as progress:
-            self.track.start()
-            for used, _ in self.steps():
-                self.chooser.step()
-                self.look_on(measure, used * points // self.view.budget, interrupted())
-                progress.update(self.oracle.used)
-            self.end()
-            with self.track.paused():
-                again = self.attack.parts.get('relearning')
-                for _ in again.run() if again else ():
-                    self.look_on(measure, 0, interrupted())
-        if self.track.curve:  # some attacks learn after they have bought
-            self.track.curve[-1] = dict(queries=self.oracle.used, **measure(self.judged()))
+# %% ../nbs/05b_theft.ipynb #c71f1d57
+@patch
+@contextlib.contextmanager
+def kept(self: Theft):
+    "A question that fails within it leaves a checkpoint: what was bought is not bought again."
+    try:
+        yield
+    except Exception:
+        self.checkpoint.save()
+        raise
 
-    @contextlib.contextmanager
-    def kept(self):
-        "A question that fails within it leaves a checkpoint: what was bought is not bought again."
-        try:
-            yield
-        except Exception:
+# %% ../nbs/05b_theft.ipynb #32c7a8c1
+@patch
+def steps(self: Theft):
+    "Those of the attack."
+    with self.kept():
+        yield from until_lost(steps_of(self.attack, self.view), self.attack, self.clone)
+
+# %% ../nbs/05b_theft.ipynb #b6d6a7ba
+@patch
+def look_on(self: Theft, measure, due, interrupted):
+    "Between two steps: the points that are due, a checkpoint, and the end if it is wanted."
+    behind = due > len(self.track.curve) and not is_lost(self.attack, self.clone)
+    late = time.monotonic() > self.checkpoint.saved + 60
+    if behind or late or interrupted:
+        with self.track.paused():
+            if behind:
+                self.catch_up(measure, due)
             self.checkpoint.save()
-            raise
+    if interrupted:
+        self.stop()
 
-    def steps(self):
-        "Those of the attack."
+# %% ../nbs/05b_theft.ipynb #d0c40616
+@patch
+def catch_up(self: Theft, measure, due):
+    "Measure until `due` points are on the curve."
+    while len(self.track.curve) < due:
+        measured, images = measure(self.clone), self.attack.samples(10).cpu()
         with self.kept():
-            yield from until_lost(steps_of(self.attack, self.view), self.attack, self.clone)
+            self.chooser.look()
+        self.track.point(self.oracle.used, measured, images)
 
-    def end(self):
-        "The last look at the clone, or the reason why there is nothing to see."
-        if is_lost(self.attack, self.clone):
-            self.failed = f'diverged: not all numbers are finite after {self.oracle.used:,} queries'
-            return
-        with self.track.paused(), self.kept():
-            self.chooser.look(last=True)
+# %% ../nbs/05b_theft.ipynb #ac33c33d
+@patch
+def stop(self: Theft):
+    "The interrupt that was put off until the state was saved."
+    hint = '; resume=True goes on from here' if self.checkpoint.path else ''
+    raise KeyboardInterrupt(
+        f'stopped at {self.oracle.used:,} of {self.oracle.budget:,} queries{hint}'
+    )
 
-    def others(self):
-        "Other clones than the one that is judged, by name."
-        again = self.attack.parts.get('relearning')
-        found = {} if again is None else dict(relearned=again.clone)
-        found |= getattr(self.attack, 'others', dict)()
-        return {name: self.or_ignorant(clone) for name, clone in found.items()}
+# %% ../nbs/05b_theft.ipynb #4f0540ed
+@patch
+def end(self: Theft):
+    "The last look at the clone, or the reason why there is nothing to see."
+    if is_lost(self.attack, self.clone):
+        self.failed = f'diverged: not all numbers are finite after {self.oracle.used:,} queries'
+        return
+    with self.track.paused(), self.kept():
+        self.chooser.look(last=True)
 
-    def or_ignorant(self, clone):
-        "A clone; in the place of one that answers NaN, one that knows nothing."
-        return clone if self.sound(clone) else Ignorant(self.oracle.num_classes)
+# %% ../nbs/05b_theft.ipynb #5cf3b7a7
+@patch
+def sound(self: Theft, clone):
+    "Whether a clone's weights, and its answers to grey images, are finite numbers."
+    grey = self.oracle.shape and torch.full((2, *self.oracle.shape), 0.5)
+    return is_sound(clone, grey)
 
-    def sound(self, clone):
-        grey = self.oracle.shape and torch.full((2, *self.oracle.shape), 0.5)
-        return is_sound(clone, grey)
+# %% ../nbs/05b_theft.ipynb #009f3382
+@patch
+def or_ignorant(self: Theft, clone):
+    "A clone; in the place of one that answers NaN, one that knows nothing."
+    return clone if self.sound(clone) else Ignorant(self.oracle.num_classes)
 
-    def judged(self):
-        "The clone that the attack ends with."
-        return self.or_ignorant(self.clone)
+# %% ../nbs/05b_theft.ipynb #448ec14e
+@patch
+def judged(self: Theft):
+    "The clone that the attack ends with."
+    return self.or_ignorant(self.clone)
 
-    def look_on(self, measure, due, interrupted):
-        "Between two steps: the points that are due, a checkpoint, and the end if it is wanted."
-        behind = due > len(self.track.curve) and not is_lost(self.attack, self.clone)
-        late = time.monotonic() > self.checkpoint.saved + 60
-        if behind or late or interrupted:
-            with self.track.paused():
-                if behind:
-                    self.catch_up(measure, due)
-                self.checkpoint.save()
-        if interrupted:
-            self.stop()
+# %% ../nbs/05b_theft.ipynb #7b8ea566
+@patch
+def others(self: Theft):
+    "Other clones than the one that is judged, by name."
+    again = self.attack.parts.get('relearning')
+    found = {} if again is None else dict(relearned=again.clone)
+    found |= getattr(self.attack, 'others', dict)()
+    return {name: self.or_ignorant(clone) for name, clone in found.items()}
 
-    def catch_up(self, measure, due):
-        "Measure until `due` points are on the curve."
-        while len(self.track.curve) < due:
-            measured, images = measure(self.clone), self.attack.samples(10).cpu()
-            with self.kept():
-                self.chooser.look()
-            self.track.point(self.oracle.used, measured, images)
-
-    def stop(self):
-        "The interrupt that was put off until the state was saved."
-        hint = '; resume=True goes on from here' if self.checkpoint.path else ''
-        raise KeyboardInterrupt(
-            f'stopped at {self.oracle.used:,} of {self.oracle.budget:,} queries{hint}'
-        )
+# %% ../nbs/05b_theft.ipynb #f90845a4
+@patch
+def run(
+    self: Theft,
+    measure,  # function (clone) -> dict, what the curve shows
+    text='',  # for the progress line
+    points=20,  # of the curve
+):
+    "Attack to the end, measuring, choosing and saving on the way."
+    whole, used = self.oracle.budget, self.oracle.used
+    with interrupt_later() as interrupted, Progress(whole, text, used) as progress:
+        self.track.start()
+        for used, _ in self.steps():
+            self.chooser.step()
+            self.look_on(measure, used * points // self.view.budget, interrupted())
+            progress.update(self.oracle.used)
+        self.end()
+        with self.track.paused():
+            again = self.attack.parts.get('relearning')
+            for _ in again.run() if again else ():
+                self.look_on(measure, 0, interrupted())
+    if self.track.curve:
+        self.track.curve[-1] = dict(queries=self.oracle.used, **measure(self.judged()))
 
 # %% ../nbs/05b_theft.ipynb #a189e303
 def judge_chosen(
