@@ -8,13 +8,11 @@ __all__ = ['blended', 'Trust', 'Scout', 'scout']
 # %% ../../nbs/attacks/scout.ipynb #06c85195
 #| code-fold: true
 #| code-summary: "Imports"
-import copy
-
 import torch
 from torch import nn
 
-from .base import Attack, Loss, Memory, choose_loss, relearn_epoch, shape_of
-from .dfme import sgd
+from .base import Loss, shape_of
+from .knockoff import BuysFirst
 from ..images import Source, SourceName
 from ..methods import AttackCard, Count, Positive, Seed, Shape, Share, Whole, checked
 
@@ -56,7 +54,7 @@ class Trust:
         self.asked, self.agreed = state['asked'], state['agreed'].clone()
 
 # %% ../../nbs/attacks/scout.ipynb #61e17c0e
-class Scout(Attack):
+class Scout(BuysFirst):
     "Ask about blends of real and invented images, as far out as they are answered honestly."
 
     card = AttackCard(
@@ -70,7 +68,6 @@ class Scout(Attack):
         small=dict(epochs=2, probes=4),
         learns_late=True,
     )
-    counters = ('steps', 'epoch')
 
     @checked
     def __init__(
@@ -90,19 +87,14 @@ class Scout(Attack):
         loss: Loss = 'kl',  # 'l1' on logits, 'kl', or 'auto' by the kind of labels
         floor: Positive = 1e-12,  # smallest probability taken seriously by 'l1'
     ):
-        super().__init__(clone, batch_size, seed)
+        super().__init__(clone, batch_size, seed, epochs, clone_lr, loss, floor)
         if images is None or len(images) == 0:
             raise ValueError('Scout starts from real images: images must be given')
         shape = shape_of(clone, shape)
         self.real, self.foreign = Source(source, shape, seed, images), Source(foreign, shape, seed)
         self.shares, self.trust = torch.arange(levels) / levels, Trust(levels)
         self.probes, self.honest = probes, honest
-        self.epochs, self.epoch, self.clone_lr = epochs, 0, clone_lr
-        self.loss, self.floor = loss, floor
-        self.bought, self.fresh = Memory(), copy.deepcopy(clone.state_dict())
-        self.clone_optimizer = sgd(clone, clone_lr)
-        self.parts |= dict(clone_optimizer=self.clone_optimizer)
-        self.parts |= dict(bought=self.bought, trust=self.trust)
+        self.parts |= dict(trust=self.trust)
 
     def pairs(self, remaining):
         "How many real images the next step scouts with."
@@ -114,21 +106,14 @@ class Scout(Attack):
         pairs = self.pairs(10**9)
         return {'scout': pairs * len(self.shares)} if pairs else {'clone': self.batch_size}
 
-    def done(self, oracle):
-        learned = self.epoch == self.epochs or len(self.bought) == 0
-        return oracle.remaining == 0 and learned
-
-    def step(self, oracle):
-        "Some pairs at all levels; or a batch of trusted blends; or an epoch."
+    def ask(self, oracle):
+        "Some pairs at all levels; or a batch of trusted blends."
         if pairs := self.pairs(oracle.remaining):
             return scout(self, oracle, pairs)
-        if count := min(self.batch_size, oracle.remaining):
-            images = self.blends(count, self.random).to(next(self.clone.parameters()).device)
-            self.bought.add(images, oracle(images, 'clone'))
-            return {}
-        self.epoch += 1
-        loss = choose_loss(self.loss, oracle)
-        return dict(clone=relearn_epoch(self, self.epoch - 1, self.epochs, self.clone_lr, loss))
+        count = min(self.batch_size, oracle.remaining)
+        images = self.blends(count, self.random).to(next(self.clone.parameters()).device)
+        self.bought.add(images, oracle(images, 'clone'))
+        return {}
 
     def blends(self, count, random):
         "Blends (count, C, H, W) of trusted levels."
