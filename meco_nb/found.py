@@ -13,9 +13,10 @@ import re
 from statistics import mean
 
 from .alone import stored_curve
-from .claims import VERDICTS, evidence, findings, seeds, strongest_against
+from .claims import findings
 from .drift import lost, over_strengths, read_drift
 from .evidence import DATA_FREE, LONG, WITH_REAL, read_long, stolen, strongest
+from .judged import VERDICTS, evidence, seeds, strongest_against
 from .methods import DEFENSES
 from .records import compared, interval
 

@@ -11,9 +11,10 @@ __all__ = ['defenses', 'OURS', 'theirs', 'paper_table', 'by_thief', 'in_defenses
 from functools import cache
 from statistics import mean
 
-from .claims import evidence, mimics, printed
+from .claims import mimics
 from .comparison import read_stored
 from .evidence import stolen
+from .judged import evidence, printed
 from .records import interval, markdown
 
 # %% ../nbs/07g_paper_tables.ipynb #c725e151

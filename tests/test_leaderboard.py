@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from browser import needs_chromium, title_after
 
-from meco_nb.claims import VERDICTS, findings
+from meco_nb.claims import findings
 from meco_nb.evidence import BENCHMARKS, DATA_FREE
+from meco_nb.judged import VERDICTS
 from meco_nb.leaderboard import check_entry, folder_of, leaderboard, read_entry, summary
 from meco_nb.methods import DEFENSES
 
