@@ -13,6 +13,7 @@ import meco_nb
 from meco_nb.data import make_data
 from meco_nb.defenses import (
     EDM,
+    Gatekeeper,
     GaussianOutput,
     Grad,
     MeCoReleased,
@@ -80,6 +81,8 @@ def test_every_defense_trains_a_victim_of_any_make(name, make, few):
     victim, more = make(), {}
     if name == 'edm' or name.startswith('meco') or name == 'model_guardian':
         more = dict(channels=1)
+    if name == 'gatekeeper':
+        more = dict(shape=(1, 8, 8))
     defense = DEFENSES[name](victim, **more).fit(few, epochs=1)
     images = few.test[:5][0]
     answers = answers_to(defense, images)
@@ -103,13 +106,14 @@ def test_members_of_an_ensemble_see_the_same_images(digits):
 
 
 @pytest.mark.parametrize('count, shape', [(65, (1, 8, 8)), (5, (1, 8, 8)), (40, (3, 8, 40))])
-def test_misdirection_takes_a_last_batch_of_one_few_images_and_wide_ones(count, shape):
+def test_our_own_take_a_last_batch_of_one_few_images_and_wide_ones(count, shape):
     torch.manual_seed(0)
     dataset = TensorDataset(torch.rand(count, *shape), torch.arange(count) % 4)
     data = make_data('random', dataset, dataset)
     size = shape[0] * shape[1] * shape[2]
     victim = nn.Sequential(nn.Flatten(), nn.Linear(size, 4))
-    assert Misdirection(victim).fit(data, epochs=1, batch_size=8).history[0] > 0
+    for defense in (Misdirection(victim), Gatekeeper(victim, shape=shape)):
+        assert defense.fit(data, epochs=1, batch_size=8).history[0] > 0
 
 
 def test_misdirection_is_where_its_victim_is(victim):

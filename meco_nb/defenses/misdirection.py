@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FOREIGN', 'Lie', 'PRESETS', 'Nonsense', 'shuffled', 'taken_apart', 'variants', 'Elsewhere', 'bad_day', 'furthest',
-           'raise_price', 'some_of', 'moved_by', 'misdirected', 'misdirection_loss', 'nonsense_for', 'Misdirection']
+           'raise_price', 'some_of', 'moved_by', 'misdirected', 'misdirection_loss', 'settled', 'nonsense_for',
+           'Misdirection']
 
 # %% ../../nbs/defenses/misdirection.ipynb #a2f39432
 #| code-fold: true
@@ -58,8 +59,11 @@ class Nonsense(nn.Module):
         return self
 
     @torch.no_grad()
+    def logits(self, images):
+        return (self.layers(images.to(self.mean.dtype)) - self.mean) / self.deviation
+
     def forward(self, images):
-        return ((self.layers(images) - self.mean) / self.deviation).argmax(-1)
+        return self.logits(images).argmax(-1)
 
 # %% ../../nbs/defenses/misdirection.ipynb #467b5a01
 FOREIGN = ('noise', 'shapes', 'mlp', 'fourier')
@@ -205,12 +209,17 @@ PRESETS = dict(
 )
 
 # %% ../../nbs/defenses/misdirection.ipynb #6d96a25b
-def nonsense_for(data, seed):
+def settled(shape, num_classes, seed):
     "The nonsense of a defender, settled on foreign images."
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        foreign = Elsewhere(data.shape, own=0.0, seed=seed)(torch.empty(1024, *data.shape))
-    return Nonsense(data.shape, data.num_classes, seed).settle(foreign)
+        foreign = Elsewhere(shape, own=0.0, seed=seed)(torch.empty(1024, *shape))
+    return Nonsense(shape, num_classes, seed).settle(foreign)
+
+
+def nonsense_for(data, seed):
+    "The nonsense of a defender of some data."
+    return settled(data.shape, data.num_classes, seed)
 
 # %% ../../nbs/defenses/misdirection.ipynb #e3dd69c7
 class Misdirection(nn.Module):
