@@ -31,7 +31,7 @@ from ..training import check_fit, together, train
 def liar_beside(
     victim,  # nn.Module giving logits
     shape,  # (C, H, W) of an image; None: the victim's `image_shape`
-    seed,
+    seed=0,
 ):  # Nonsense, where the victim is
     "A liar who has as many classes as the victim."
     shape = shape or getattr(victim, 'image_shape', None)
@@ -87,11 +87,10 @@ class Gatekeeper(nn.Module):
         victim: nn.Module,  # gives logits (N, K) for images in [0, 1], trained; copied
         sure: Positive = 10.0,  # how sure the liar is: what its logits are multiplied by
         shape: Shape | None = None,  # (C, H, W) of an image; default: the victim's `image_shape`
-        seed: Seed = 0,  # of the gate's first weights and of the liar; the owner's secret
     ):
         super().__init__()
-        self.victim, self.gate, self.sure = own_copy(victim), reinitialised(victim, seed + 1), sure
-        self.liar = liar_beside(self.victim, shape, seed)
+        self.victim, self.gate, self.sure = own_copy(victim), reinitialised(victim, 0), sure
+        self.liar = liar_beside(self.victim, shape)
         self.register_buffer('price', torch.tensor(3.0, device=device_of(victim, 'cpu')))
 
     def shut(self, images):
@@ -112,11 +111,13 @@ class Gatekeeper(nn.Module):
         own: Share = 0.3,  # of the foreign images, own ones taken apart
         sources: tuple[SourceName, ...] = FOREIGN,  # of the others, as for `Source`
         epochs: Whole = 40,  # passes over the training set
-        seed: Seed = 0,  # of the foreign images and the training
+        seed: Seed = 0,  # of gate, liar, foreign images and training; the owner's secret
         **settings,  # of `train`: batch_size, lr, optimizer, augmented, checkpoint
     ):  # self, in eval mode
         "Train the gate."
         check_fit(self.victim, data)
+        self.gate.load_state_dict(reinitialised(self.victim, seed + 1).state_dict())
+        self.liar.load_state_dict(settled(data.shape, data.num_classes, seed).state_dict())
         parts, elsewhere = hold_out(data, 0.1, seed), Elsewhere(data.shape, sources, own, seed)
 
         def loss(images, labels):
