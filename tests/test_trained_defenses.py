@@ -29,6 +29,7 @@ from meco_nb.training import evaluate
 from meco_nb.utility import layered
 
 NAMES = ['edm', 'misleader', 'ini', 'adaptive_misinformation', 'model_guardian']
+NAMES += ['misdirection', 'gatekeeper']
 OWN = dict(model_guardian=dict(sources=['thief', 'diffusion'], key=b'k'))  # beside what is small
 
 
@@ -358,3 +359,39 @@ def test_a_theft_ends_with_its_access(victim, digits, attack):
     theft.run(lambda clone: {})
     assert 0 < theft.oracle.used <= 500
     assert not torch.equal(before, theft.clone.network[0].weight)
+
+
+# Gatekeeper
+
+
+def test_a_gatekeeper_leaves_its_victim_as_it_was(few):
+    "Its running statistics too; only the gate and the liar are other ones."
+    victim = layered('batch norm', few, epochs=1)
+    defense = DEFENSES['gatekeeper'](victim).fit(few, epochs=1, seed=3)
+    for name, tensor in victim.state_dict().items():
+        assert torch.equal(tensor, defense.victim.state_dict()[name]), name
+    assert not torch.equal(defense.liar.mean, DEFENSES['gatekeeper'](victim).liar.mean)
+
+
+class Always(torch.nn.Module):
+    "Says the same of every image."
+
+    def __init__(self, logit):
+        super().__init__()
+        self.logit = logit
+
+    def forward(self, images):
+        return images.new_full((len(images), 10), self.logit)
+
+
+@pytest.mark.parametrize('logit', [-50.0, 50.0])
+def test_an_open_gate_answers_as_the_victim_and_a_shut_one_as_the_liar(victim, digits, logit):
+    "And the liar's classes have nothing to do with the victim's."
+    defense, images = DEFENSES['gatekeeper'](victim), digits.test[:200][0]
+    defense.gate = Always(logit)
+    with torch.no_grad():
+        own, lies = victim(images), defense.liar.logits(images)
+        answers = defense.eval()(images)
+    wanted = own.softmax(-1) if logit < 0 else (defense.sure * lies).softmax(-1)
+    assert torch.allclose(answers, wanted, atol=1e-5)
+    assert (own.argmax(-1) == lies.argmax(-1)).float().mean() < 0.3
