@@ -126,7 +126,7 @@ def about_full_resolution():
 def about_drift():
     "What honest users pay on a bad day: a sentence."
     found = read_drift()
-    known = ('meco', 'adaptive_misinformation', 'misdirection', 'white noise .2')
+    known = ('meco', 'adaptive_misinformation', 'misdirection', 'gatekeeper', 'white noise .2')
     names = [name for name in known if name in found]
     paid = [
         f"{name} changes {interval(over_strengths(found[name], None, 'changed'))} % of the answers "

@@ -16,12 +16,13 @@ from meco_nb.ours import ROWS as OURS
 from meco_nb.readings import BASES, STUDIED
 from meco_nb.records import read_record
 from meco_nb.studies import read_study
+from meco_nb.two_networks import ROWS as GATED
 from meco_nb.utility import is_stale, read_table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / 'results'
 STORED = sorted(path for path in RESULTS.glob('*-*') if path.is_dir())
-HELD_BACK = dict(frontier=FRONTIER, mimic=MIMIC_ROWS, ours=OURS)
+HELD_BACK = dict(frontier=FRONTIER, mimic=MIMIC_ROWS, ours=OURS, gates=GATED)
 
 
 def stored(folder):
