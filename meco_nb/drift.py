@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DRIFTS', 'turned', 'shifted', 'blurred', 'noised', 'darkened', 'cut_off', 'answers_until_ended', 'beside',
-           'drift_row', 'drift_of', 'measure_drift', 'read_drift', 'over_strengths', 'lost', 'drift_table',
-           'drift_figure']
+           'drift_row', 'drift_of', 'measure_drift', 'keep_drift', 'read_drift', 'over_strengths', 'lost',
+           'drift_table', 'drift_figure']
 
 # %% ../nbs/07d_drift.ipynb #b22e1729
 #| code-fold: true
@@ -163,6 +163,24 @@ def measure_drift(
         for seed in range(seeds)
     }
     keep_pieces(path or f'results/drift-{dataset}.json', rows, 'defenses under drift')
+
+# %% ../nbs/07d_drift.ipynb #24a93c17
+def keep_drift(
+    path,  # of the file, from the project's root
+    rows,  # dict: name -> settings, as of a study
+    seeds,
+    out,  # folder of the study's runs, whose trained models are taken
+):
+    "Measure rows of a study on digits under drift, and keep what was found."
+    models = {}
+    drifting = {
+        ('rows', name, seed): partial(
+            drift_of, row_settings(row, preset='digits', seed=seed, out=out), models
+        )
+        for name, row in rows.items()
+        for seed in range(seeds)
+    }
+    keep_pieces(path, drifting, 'defenses under drift')
 
 # %% ../nbs/07d_drift.ipynb #35553525
 def read_drift(dataset='digits', results='results'):

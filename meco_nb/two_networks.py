@@ -9,17 +9,22 @@ __all__ = ['COMPARED', 'GATES', 'ASKING', 'WHO_KNOW_IT', 'ROWS', 'DRIFT', 'by_se
 # %% ../nbs/06i_two_networks.ipynb #170a3a1f
 #| code-fold: true
 #| code-summary: "Imports"
-from functools import partial
-
 from .comparison import read_stored
 from .defenses.misdirection import FOREIGN
-from .drift import drift_of, lost, over_strengths, read_drift
-from .evidence import DATA_FREE, WITH_REAL, read_evidence, read_long, stolen, strongest
-from .kept import keep_pieces, read_pieces
+from .drift import keep_drift, lost, over_strengths, read_drift
+from meco_nb.evidence import (
+    DATA_FREE,
+    WITH_REAL,
+    asking,
+    read_evidence,
+    read_long,
+    stolen,
+    strongest,
+)
 from .knowing import SAME
-from .ours import FEW, LEFT_OUT, WHO_KNOW, asking, gains
-from .records import gap, interval, markdown, paired, project_path
-from .studies import read_study, row_settings, run_study
+from .ours import FEW, LEFT_OUT, WHO_KNOW
+from .records import project_path
+from .studies import read_study, run_study
 
 # %% ../nbs/06i_two_networks.ipynb #24660a20
 def by_seed(runs, value=stolen):
@@ -58,13 +63,13 @@ def without(family):
 
 # %% ../nbs/06i_two_networks.ipynb #2070b0db
 GATES = {f'steady {size:g}': gate(steady=size) for size in (0.0, 0.25, 0.5, 1.0)}
-ASKING = {'Knockoff': SAME, 'Knockoff on shapes': asking('shapes')} | FEW
+ASKING = {'Knockoff': SAME, 'Knockoff on shapes': asking(source='shapes')} | FEW
 WHO_KNOW_IT = {name: row for name, row in WHO_KNOW.items() if 'queries' not in name}
 
 # %% ../nbs/06i_two_networks.ipynb #15971ab5
 ROWS = {f'{g} | {t}': row | thief for g, row in GATES.items() for t, thief in ASKING.items()}
 ROWS |= {f'steady 0.5 | {t}': GATES['steady 0.5'] | row for t, row in WHO_KNOW_IT.items()}
-ROWS |= {f'without {f} | {f}': without(f) | asking(f) for f in LEFT_OUT}
+ROWS |= {f'without {f} | {f}': without(f) | asking(source=f) for f in LEFT_OUT}
 
 # %% ../nbs/06i_two_networks.ipynb #c9cc5ef4
 def run_gates(rows=None, seeds=3, out='runs/gates', **machines):
@@ -83,12 +88,4 @@ DRIFT = 'results/drift-gates-digits.json'
 
 def measure_gates(names=tuple(GATES), seeds=3, out='runs/gates'):
     "Drift along the knob, kept row by row."
-    models = {}
-    drifting = {
-        ('rows', name, seed): partial(
-            drift_of, row_settings(GATES[name], preset='digits', seed=seed, out=out), models
-        )
-        for name in names
-        for seed in range(seeds)
-    }
-    keep_pieces(DRIFT, drifting, 'defenses under drift')
+    keep_drift(DRIFT, {name: GATES[name] for name in names}, seeds, out)
